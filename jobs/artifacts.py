@@ -1,0 +1,145 @@
+"""Runs commit exactly once: files of one attempt, then a manifest that only the first attempt can create.
+
+Layout of a run: ``<output>/<run id>/attempts/<attempt>/…`` holds files, ``<output>/<run id>/manifest.json`` says which
+attempt won and lists its files. A folder without a manifest is no result, whatever lies in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jobs import storage
+from jobs.errors import OutputError, StorageMissingError
+
+MANIFEST = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FileRecord(_Record):
+    """A file of a run: its name, where it is, bytes, SHA-256 in hex."""
+
+    name: str
+    url: str
+    size: int
+    sha256: str
+
+
+class InputRecord(_Record):
+    """An input object as it was when the run read it."""
+
+    url: str
+    size: int
+    etag: str
+
+
+class StageRecord(_Record):
+    """A stage and how long it took."""
+
+    name: str
+    seconds: float
+
+
+class Manifest(_Record):
+    """What a committed run is: the only thing a reader has to trust."""
+
+    run_id: str
+    pipeline: str
+    spec: dict[str, Any]
+    attempt: str
+    headline: str
+    metrics: dict[str, float | int | str]
+    n_rows: int
+    n_workers: int
+    seed: int
+    seconds: float
+    started_at: datetime
+    committed_at: datetime
+    stages: list[StageRecord]
+    inputs: list[InputRecord]
+    files: list[FileRecord]
+    package_version: str
+    git_commit: str | None
+    versions: dict[str, str]
+
+
+def read_manifest(run_url: str) -> Manifest:
+    """Read the manifest of a committed run.
+
+    Raises
+    ------
+    StorageMissingError
+        When nothing was committed there.
+    OutputError
+        When what is there is no manifest.
+    """
+    url = storage.join(run_url, MANIFEST)
+    try:
+        content = storage.read_bytes(url)
+    except StorageMissingError as error:
+        raise StorageMissingError(f"{run_url}: no committed run there; correct the URL or run the job") from error
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise OutputError(f"{url}: not a manifest of Daskyard; write to another output") from error
+
+
+class Attempt:
+    """One attempt at a run: it owns a folder of its own until it wins or is discarded."""
+
+    def __init__(self, run_url: str) -> None:
+        self.run_url = run_url
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        self.id = f"{stamp}-{uuid.uuid4().hex[:12]}"
+        self.url = storage.join(run_url, "attempts", self.id)
+        self._files: dict[str, FileRecord] = {}
+
+    @property
+    def files(self) -> list[FileRecord]:
+        """The files so far, by name."""
+        return [self._files[name] for name in sorted(self._files)]
+
+    def file_url(self, name: str) -> str:
+        """Where the file `name` of this attempt goes."""
+        return storage.join(self.url, name)
+
+    def add_file(self, name: str, size: int, sha256: str) -> None:
+        """Register a file that somebody else, such as a worker, wrote to `file_url(name)`."""
+        self._files[name] = FileRecord(name=name, url=self.file_url(name), size=size, sha256=sha256)
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file and register it."""
+        storage.write_bytes(self.file_url(name), data)
+        self.add_file(name, len(data), hashlib.sha256(data).hexdigest())
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Create the manifest; return the one that stands then, ours or that of an attempt that was first.
+
+        The winner removes what lost or killed attempts left; the loser removes its own files.
+        """
+        data = manifest.model_dump_json(indent=2).encode()
+        url = storage.join(self.run_url, MANIFEST)
+        # When an answer is lost, the repeated PUT finds our own manifest: whose attempt it names decides.
+        standing = manifest if storage.create(url, data) else read_manifest(self.run_url)
+        if standing.attempt == self.id:
+            self._remove_others()
+        else:
+            self.discard()
+        return standing
+
+    def discard(self) -> None:
+        """Remove the files of this attempt."""
+        storage.remove_tree(self.url)
+
+    def _remove_others(self) -> None:
+        folder = storage.join(self.run_url, "attempts")
+        attempts = {file.url.rsplit("/attempts/", 1)[1].split("/", 1)[0] for file in storage.list_files(folder)}
+        for other in attempts - {self.id}:
+            storage.remove_tree(storage.join(folder, other))

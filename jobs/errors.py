@@ -1,0 +1,55 @@
+"""One tree of errors. The class of an error decides what whoever started the job does next: its exit code says so.
+
+Exit codes: 0 done, 2 the spec or the input is wrong (never retried), 75 worth another try (storage or workers
+lost), 1 anything else. A message is one line: place, value, remedy.
+"""
+
+from __future__ import annotations
+
+
+class DaskyardError(Exception):
+    """Root of all errors that Daskyard raises on purpose."""
+
+    exit_code = 1
+
+
+class SpecError(DaskyardError):
+    """The job spec is wrong: an unknown key, a wrong type, a value out of bounds."""
+
+    exit_code = 2
+
+
+class InputError(DaskyardError):
+    """The input data is wrong: empty, unreadable, without the column that the spec names."""
+
+    exit_code = 2
+
+
+class OutputError(DaskyardError):
+    """The output cannot be used: the run id was committed from another spec."""
+
+    exit_code = 2
+
+
+class StorageError(DaskyardError):
+    """Storage did not answer, or not in time: worth another try."""
+
+    exit_code = 75
+
+
+class StorageMissingError(StorageError):
+    """No such bucket, folder or object."""
+
+    exit_code = 2
+
+
+class StorageDeniedError(StorageError):
+    """Storage refused the credentials, or what they may do."""
+
+    exit_code = 2
+
+
+class WorkersLostError(DaskyardError):
+    """Workers or the scheduler went away while the job ran: worth another try."""
+
+    exit_code = 75

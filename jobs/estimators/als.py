@@ -1,0 +1,328 @@
+"""Matrix factorisation by alternating least squares, for ratings (explicit) and for counts or clicks (implicit).
+
+Users and items lie in blocks: of n blocks, block b holds rows b, b + n, b + 2n, … A half-iteration solves every
+block of one side where its data is; what travels is the other side's factors, O(model), never a rating. Starting
+values are a function of seed and row, and a row's solution does not depend on its block, so neither the number of
+blocks nor that of workers changes the result beyond rounding. Called by the recommender pipeline, and directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from numpy.typing import NDArray
+
+from jobs.estimators.als_blocks import InteractionBlocks, Submit, Summary, summary
+from jobs.estimators.als_kernels import explicit_rows, implicit_rows
+
+Floats = NDArray[np.float64]
+Listener = Callable[[int, int, float], None]
+
+
+class HalfStep(NamedTuple):
+    """The new rows of a block or of a whole side, their Gram matrix, and their part of the objective."""
+
+    rows: Floats
+    gram: Floats
+    squared_error: float
+    penalty: float
+
+
+class _ALS:
+    """What both models share: the iterations, and what a fitted model can be asked."""
+
+    rank: int
+    n_iterations: int
+    seed: int
+    mean_: float
+    _n_biases: int
+
+    def fit(self, interactions: Any, *, client: Any = None, on_iteration: Listener | None = None) -> Self:
+        """Fit the factors.
+
+        Parameters
+        ----------
+        interactions : sparse matrix of shape (n_users, n_items), or InteractionBlocks
+            Stored entries are the observed pairs; a stored zero counts as observed.
+        client : distributed.Client, optional
+            Needed where the blocks are futures.
+        on_iteration : callable, optional
+            Called with (iterations done, iterations in all, objective) after each iteration.
+
+        Returns
+        -------
+        self
+            With `mean_`, `objective_` (after each iteration), `user_vectors_` (an array or future a block) and
+            `item_vectors_` (an array or future): the score of a pair is `mean_` plus their vectors' dot product.
+
+        Raises
+        ------
+        ValueError
+            When there is no stored value, or one that the model cannot take.
+        """
+        is_cut = isinstance(interactions, InteractionBlocks)
+        blocks: InteractionBlocks = interactions if is_cut else InteractionBlocks.of(interactions)
+        submit = self._submit = Submit(client)
+        every = [*blocks.by_user, *blocks.by_item]
+        summaries = submit.results([submit(summary, block) for block in every])
+        self._check(summaries[: len(blocks.by_user)])
+        submit.locate(every)
+        self.n_users_, self.n_items_ = blocks.n_users, blocks.n_items
+        step = self._step()
+        users, items = None, submit(_start, blocks.n_items, self.rank, self._n_biases, self.seed)
+        by_user, by_item = [None] * len(blocks.by_user), [None] * len(blocks.by_item)
+        self.objective_: list[float] = []
+        for iteration in range(self.n_iterations):
+            by_user = [submit(step, *pair, items, near=pair[0]) for pair in zip(blocks.by_user, by_user, strict=True)]
+            users = submit(_joined, by_user, blocks.n_users)
+            by_item = [submit(step, *pair, users, near=pair[0]) for pair in zip(blocks.by_item, by_item, strict=True)]
+            items = submit(_joined, by_item, blocks.n_items)
+            self.objective_ += submit.results([submit(_objective, users, items)])
+            if on_iteration is not None:
+                on_iteration(iteration + 1, self.n_iterations, self.objective_[-1])
+        self._items = items
+        self.item_vectors_ = submit(_item_vectors, items, self.rank)
+        self.user_vectors_ = [
+            submit(_user_vectors, new, self.rank, near=block)
+            for new, block in zip(by_user, blocks.by_user, strict=True)
+        ]
+        return self
+
+    @property
+    def user_factors_(self) -> Floats:
+        """Factors of all users, (n_users, rank); brought here from the workers."""
+        return self._all_user_vectors()[:, : self.rank]
+
+    @property
+    def item_factors_(self) -> Floats:
+        """Factors of all items, (n_items, rank); brought here from the workers."""
+        return self._all_item_vectors()[:, : self.rank]
+
+    def predict(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> Floats:
+        """Return the scores of pairs of user and item indices, both of shape (n,)."""
+        scores = np.einsum("ij,ij->i", self._all_user_vectors()[users], self._all_item_vectors()[items])
+        return np.asarray(scores + self.mean_)
+
+    def fold_in(self, interactions: Any) -> Floats:
+        """Return vectors of new users from their interactions, a sparse matrix (n_new, n_items): one exact half-step."""
+        matrix = scipy.sparse.csr_matrix(interactions)
+        if matrix.shape[1] != self.n_items_:
+            raise ValueError(f"interactions: {matrix.shape[1]} columns, but the model has {self.n_items_} items")
+        items = self._submit.results([self._items])[0]
+        return _user_vectors(self._step(is_exact=True)(matrix, None, items), self.rank)
+
+    def similar_items(self, item: int, n: int = 10) -> tuple[NDArray[np.int64], Floats]:
+        """Return the `n` items most similar to `item` by the cosine of their factors, best first, and the cosines."""
+        factors = self.item_factors_
+        norms = np.linalg.norm(factors, axis=1)
+        cosines = factors @ factors[item] / np.maximum(norms * norms[item], np.finfo(np.float64).tiny)
+        cosines[item] = -np.inf
+        best = np.argsort(-cosines, kind="stable")[: min(n, len(cosines) - 1)]
+        return best, cosines[best]
+
+    def _all_user_vectors(self) -> Floats:
+        return _interleaved(self._submit.results(self.user_vectors_), self.n_users_)
+
+    def _all_item_vectors(self) -> Floats:
+        vectors: Floats = self._submit.results([self.item_vectors_])[0]
+        return vectors
+
+    def _check(self, summaries: Sequence[Summary]) -> None:
+        n = sum(summary.n for summary in summaries)
+        if n == 0:
+            raise ValueError("interactions: no stored value; give at least one")
+        if not all(summary.is_finite for summary in summaries):
+            raise ValueError("interactions: a value is NaN or infinite; remove such entries")
+
+    def _step(self, *, is_exact: bool = False) -> Callable[[Any, HalfStep | None, HalfStep], HalfStep]:
+        raise NotImplementedError
+
+
+class ExplicitALS(_ALS):
+    """Ratings as global mean plus user bias plus item bias plus the product of factors.
+
+    Minimises ``Σ (r - mean - b_u - b_i - p_u·q_i)² + regularization (Σ|p|² + Σ|q|²) + bias_regularization (Σb²)`` over
+    the observed pairs; each half-iteration solves factors and biases of one side together, exactly
+    (Zhou et al. 2008, without their weighting of the penalty by counts; Koren, Bell & Volinsky 2009, eq. 5).
+
+    Parameters
+    ----------
+    rank : int
+        Length of the factor vectors.
+    regularization, bias_regularization : float
+        L2 weights, above 0, in units of ratings: a user with that many ratings is drawn half-way to the mean.
+    n_iterations : int
+        Iterations of both sides.
+    seed : int
+        Seed of the starting factors.
+    """
+
+    _n_biases = 1
+
+    def __init__(
+        self,
+        rank: int = 64,
+        *,
+        regularization: float = 14.0,
+        bias_regularization: float = 4.0,
+        n_iterations: int = 10,
+        seed: int = 0,
+    ) -> None:
+        self.rank = rank
+        self.regularization = regularization
+        self.bias_regularization = bias_regularization
+        self.n_iterations = n_iterations
+        self.seed = seed
+
+    def _check(self, summaries: Sequence[Summary]) -> None:
+        super()._check(summaries)
+        self.mean_ = sum(s.total for s in summaries) / sum(s.n for s in summaries)
+
+    def _step(self, *, is_exact: bool = False) -> Callable[[Any, HalfStep | None, HalfStep], HalfStep]:
+        return partial(
+            _explicit_step, mean=self.mean_, penalty=self.regularization, bias_penalty=self.bias_regularization
+        )
+
+
+class ImplicitALS(_ALS):
+    """Preferences from counts: every pair counts, an observed one with confidence ``1 + alpha * value``.
+
+    Minimises ``Σ c_ui (1[value > 0] - x_u·y_i)² + regularization (Σ|x|² + Σ|y|²)`` over *all* pairs
+    (Hu, Koren & Volinsky 2008, eq. 3); values must be above 0.
+
+    Parameters
+    ----------
+    rank : int
+        Length of the factor vectors.
+    alpha : float
+        Confidence that one unit of value adds.
+    regularization : float
+        L2 weight, above 0.
+    n_iterations : int
+        Iterations of both sides.
+    n_cg_steps : int
+        Conjugate-gradient steps a row and half-iteration, from the iteration before; 0 solves exactly by Cholesky.
+    seed : int
+        Seed of the starting factors.
+    """
+
+    _n_biases = 0
+    mean_ = 0.0
+
+    def __init__(
+        self,
+        rank: int = 64,
+        *,
+        alpha: float = 2.0,
+        regularization: float = 30.0,
+        n_iterations: int = 10,
+        n_cg_steps: int = 3,
+        seed: int = 0,
+    ) -> None:
+        self.rank = rank
+        self.alpha = alpha
+        self.regularization = regularization
+        self.n_iterations = n_iterations
+        self.n_cg_steps = n_cg_steps
+        self.seed = seed
+
+    def _check(self, summaries: Sequence[Summary]) -> None:
+        super()._check(summaries)
+        low = min(s.low for s in summaries)
+        if low <= 0:
+            raise ValueError(f"interactions: value {low:g}; implicit feedback has values above 0 only")
+
+    def _step(self, *, is_exact: bool = False) -> Callable[[Any, HalfStep | None, HalfStep], HalfStep]:
+        return partial(
+            _implicit_step, alpha=self.alpha, penalty=self.regularization, n_cg_steps=0 if is_exact else self.n_cg_steps
+        )
+
+
+def _start(n_rows: int, rank: int, n_biases: int, seed: int) -> HalfStep:
+    """Normal starting factors of size 0.1, each a function of seed, row and column (counter-based, Box–Muller)."""
+    counters = (np.arange(n_rows, dtype=np.uint64)[:, None] << np.uint64(20)) + np.arange(2 * rank, dtype=np.uint64)
+    salt = pd.util.hash_array(np.array([seed], dtype=np.uint64) + np.uint64(1))[0]
+    uniforms = (pd.util.hash_array(counters.ravel() ^ salt) >> np.uint64(11)).reshape(counters.shape) * 2.0**-53
+    normals = np.sqrt(-2.0 * np.log1p(-uniforms[:, :rank])) * np.cos(2.0 * np.pi * uniforms[:, rank:])
+    rows = np.hstack([0.1 * normals, np.zeros((n_rows, n_biases))])
+    return HalfStep(rows, rows.T @ rows, 0.0, 0.0)
+
+
+def _explicit_step(
+    block: Any, old: HalfStep | None, other: HalfStep, *, mean: float, penalty: float, bias_penalty: float
+) -> HalfStep:
+    """Solve one block of ratings; `old` plays no part, the solution is exact."""
+    rows, squared_error, penalty_sum = explicit_rows(*_csr(block), _fixed(other.rows), mean, penalty, bias_penalty)
+    return HalfStep(rows, np.zeros((0, 0)), squared_error, penalty_sum)
+
+
+def _implicit_step(
+    block: Any, old: HalfStep | None, other: HalfStep, *, alpha: float, penalty: float, n_cg_steps: int
+) -> HalfStep:
+    """Solve one block of counts, from its rows of the iteration before."""
+    start = np.zeros((block.shape[0], other.rows.shape[1])) if old is None else old.rows
+    indptr, indices, values = _csr(block)
+    rows, squared_error, penalty_sum = implicit_rows(
+        indptr,
+        indices,
+        _fixed(alpha * values),
+        _fixed(other.rows),
+        _fixed(other.gram),
+        penalty,
+        _fixed(start),
+        n_cg_steps,
+    )
+    return HalfStep(rows, rows.T @ rows, squared_error, penalty_sum)
+
+
+def _joined(steps: Sequence[HalfStep], n_rows: int) -> HalfStep:
+    """Join the blocks of one side; this is what the other side's blocks get."""
+    return HalfStep(
+        _interleaved([step.rows for step in steps], n_rows),
+        sum((step.gram for step in steps[1:]), steps[0].gram),
+        sum(step.squared_error for step in steps),
+        sum(step.penalty for step in steps),
+    )
+
+
+def _interleaved(blocks: Sequence[Floats], n_rows: int) -> Floats:
+    whole = np.empty((n_rows, blocks[0].shape[1]))
+    for b, block in enumerate(blocks):
+        whole[b :: len(blocks)] = block
+    return whole
+
+
+def _objective(users: HalfStep, items: HalfStep) -> float:
+    """The objective after the items' half-step, whose squared error is that of the whole."""
+    return items.squared_error + items.penalty + users.penalty
+
+
+def _user_vectors(step: HalfStep, rank: int) -> Floats:
+    """Factors; with biases, (p, b, 1) against the items' (q, 1, b)."""
+    biases = step.rows[:, rank:]
+    return np.hstack([step.rows[:, :rank], biases, np.ones_like(biases)])
+
+
+def _item_vectors(step: HalfStep, rank: int) -> Floats:
+    biases = step.rows[:, rank:]
+    return np.hstack([step.rows[:, :rank], np.ones_like(biases), biases])
+
+
+def _csr(block: Any) -> tuple[Any, Any, Any]:
+    return (
+        _fixed(block.indptr.astype(np.int64, copy=False)),
+        _fixed(block.indices.astype(np.int32, copy=False)),
+        _fixed(block.data.astype(np.float64, copy=False)),
+    )
+
+
+def _fixed(array: Any) -> Any:
+    """Return a read-only view: what came over the network is one already, and numba compiles each kind anew."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,83 @@
+"""Weighted means and centred sums of products of a table's columns, in one pass over its blocks.
+
+Blocks are centred on their own mean before they are multiplied, and merged pairwise: Chan, Golub and LeVeque,
+Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979. Summing raw squares instead would lose
+every digit of a column whose mean is far larger than its spread. Called by LinearRegression and KMeans.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Rows that are centred at a time: a copy of 4,096 × 50 float64 stays in the second-level cache.
+_CHUNK = 4096
+
+
+class Moments(NamedTuple):
+    """Of one block or of many: rows, their weight, means (q,), centred products (q, q) or squares (q,)."""
+
+    n: int
+    weight: float
+    means: NDArray[np.float64]
+    products: NDArray[np.float64]
+
+
+def moments(
+    columns: NDArray[np.floating],
+    last: NDArray[np.floating] | None = None,
+    weights: NDArray[np.floating] | None = None,
+    with_products: bool = True,
+) -> Moments:
+    """Return the moments of one block.
+
+    Parameters
+    ----------
+    columns : ndarray of shape (n, p)
+        The block; read, never written to.
+    last : ndarray of shape (n,), optional
+        One more column, such as the target; then q = p + 1.
+    weights : ndarray of shape (n,), optional
+        Weight of each row, at least 0. Rows of weight 0 are not counted.
+    with_products : bool
+        Whether to return all products (q, q) or the squares alone (q,).
+    """
+    q = columns.shape[1] + (last is not None)
+    total = Moments(0, 0.0, np.zeros(q), np.zeros((q, q) if with_products else q))
+    for start in range(0, len(columns), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        chunk = np.asarray(columns[rows], dtype=np.float64)
+        if last is not None:
+            chunk = np.column_stack([chunk, last[rows]])
+        total = merged(total, _of_chunk(chunk, None if weights is None else weights[rows], with_products))
+    return total
+
+
+def _of_chunk(chunk: NDArray[np.float64], weights: NDArray[np.floating] | None, with_products: bool) -> Moments:
+    if weights is None:
+        n, weight = len(chunk), float(len(chunk))
+        means = chunk.mean(axis=0)
+        left = centred = chunk - means
+    else:
+        weights = np.asarray(weights, dtype=np.float64)
+        n, weight = int(np.count_nonzero(weights)), float(weights.sum())
+        means = weights @ chunk / (weight or 1.0)
+        centred = chunk - means
+        left = centred * weights[:, None]
+    products = left.T @ centred if with_products else np.einsum("ij,ij->j", left, centred)
+    return Moments(n, weight, means, products)
+
+
+def merged(a: Moments, b: Moments) -> Moments:
+    """Return the moments of two blocks together."""
+    if a.weight == 0:
+        return b
+    if b.weight == 0:
+        return a
+    weight = a.weight + b.weight
+    gap = b.means - a.means
+    spread = np.outer(gap, gap) if a.products.ndim == 2 else gap * gap
+    means = a.means + gap * (b.weight / weight)
+    return Moments(a.n + b.n, weight, means, a.products + b.products + spread * (a.weight * b.weight / weight))

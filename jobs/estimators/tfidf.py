@@ -1,0 +1,337 @@
+"""TF-IDF of documents that lie in blocks on Dask workers, or in memory. Called by the text_mining pipeline.
+
+Two ways to number the columns. `exact`: the workers count, in how many documents each term occurs, merge their counts
+in a tree, and the vocabulary is what is left within the limits. `hashed`: a term's column is its hash, so nothing but
+document frequencies has to be merged; terms that share a column are not told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numba
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+
+from jobs.estimators.sparse_blocks import add, as_blocks, runner
+from jobs.estimators.words import Words, murmur3, split
+
+
+@dataclass(frozen=True)
+class Analyzer:
+    """How documents become terms; travels to the workers."""
+
+    ngram_range: tuple[int, int]
+    min_token_length: int
+    stop_words: frozenset[str]
+    n_hashed: int | None
+
+    def words(self, documents: Any) -> Words:
+        """Split documents into words, less the stop words."""
+        words = split(documents, self.min_token_length)
+        return words.without(self.stop_words) if self.stop_words else words
+
+
+@dataclass(frozen=True)
+class TermCounts:
+    """How often each of a block's terms occurs in each of its documents.
+
+    Attributes
+    ----------
+    matrix : csr_array of float32, shape (n_documents, n_terms)
+        In hashed mode columns are hashes, and the same one may stand several times in a row.
+    terms : pyarrow.Array or None
+        What the columns are; None in hashed mode.
+    """
+
+    matrix: sparse.csr_array
+    terms: pa.Array | None
+
+
+class TfidfVectorizer(BaseEstimator):
+    """Turn documents into rows of TF-IDF weights of unit length.
+
+    Equal to scikit-learn's TfidfVectorizer with ``token_pattern=r"(?u)\\b\\w{m,}\\b"``, where m is `min_token_length`,
+    but for a few letters whose lower case depends on their place in the word (the Greek sigma).
+
+    Parameters
+    ----------
+    mode : {"exact", "hashed"}
+        How columns are numbered.
+    ngram_range : (1, 1), (1, 2) or (2, 2)
+        Single words, words and pairs of neighbours, or pairs alone.
+    min_token_length : int
+        Characters that a word has at least.
+    stop_words : None, "english" or a sequence of str
+        Words to leave out; "english" is scikit-learn's list.
+    min_df, max_df : int or float
+        Documents in which a term occurs at least and at most: a count (int) or a share (float). In exact mode only.
+    max_features : int, optional
+        Keep so many terms that occur most often in all; of equally frequent ones the first in the alphabet.
+    sublinear_tf : bool
+        Weigh a term that occurs n times by 1 + ln n in place of n.
+    n_hashed : int
+        Columns in hashed mode.
+
+    Attributes
+    ----------
+    vocabulary_ : pyarrow.Array of large_string, shape (n_features,)
+        The terms in the order of their UTF-8 bytes; None in hashed mode.
+    idf_ : ndarray of float64, shape (n_features,)
+        ln((1 + n) / (1 + df)) + 1.
+    document_frequency_ : ndarray of int64, shape (n_features,)
+        Documents that hold the term.
+    n_documents_ : int
+        Documents that were fitted.
+
+    Notes
+    -----
+    Documents are a list of str, a Series or an Arrow array; or a list of such blocks; or a list of futures of such
+    blocks. The result is a csr_array of float32, or a list of them, or of futures of them. It does not depend on how
+    the documents are cut into blocks.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["exact", "hashed"] = "exact",
+        ngram_range: tuple[int, int] = (1, 1),
+        min_token_length: int = 2,
+        stop_words: Literal["english"] | Sequence[str] | None = None,
+        min_df: int | float = 1,
+        max_df: int | float = 1.0,
+        max_features: int | None = None,
+        sublinear_tf: bool = False,
+        n_hashed: int = 2**18,
+    ) -> None:
+        self.mode = mode
+        self.ngram_range = ngram_range
+        self.min_token_length = min_token_length
+        self.stop_words = stop_words
+        self.min_df = min_df
+        self.max_df = max_df
+        self.max_features = max_features
+        self.sublinear_tf = sublinear_tf
+        self.n_hashed = n_hashed
+
+    def fit(self, documents: Any, y: Any = None) -> TfidfVectorizer:
+        """Learn vocabulary and document frequencies.
+
+        Raises
+        ------
+        ValueError
+            When there is no document, or no term is left.
+        """
+        self._fit(as_blocks(documents))
+        return self
+
+    def fit_transform(self, documents: Any, y: Any = None) -> Any:
+        """Learn vocabulary and document frequencies; return the weights. Documents are split into words once."""
+        blocks = as_blocks(documents)
+        return self._like(documents, self._weights(self._fit(blocks)))
+
+    def transform(self, documents: Any) -> Any:
+        """Return the weights of documents; terms that are not in the vocabulary are left out."""
+        if not hasattr(self, "idf_"):
+            raise NotFittedError("this TfidfVectorizer is not fitted; call fit first")
+        blocks = as_blocks(documents)
+        return self._like(documents, self._weights(runner(blocks).map(count_terms, blocks, analyzer=self.analyzer())))
+
+    def analyzer(self) -> Analyzer:
+        """Return how documents become terms."""
+        if self.stop_words == "english":
+            from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS as words
+        else:
+            words = frozenset(self.stop_words or ())
+        n_hashed = self.n_hashed if self.mode == "hashed" else None
+        return Analyzer((self.ngram_range[0], self.ngram_range[1]), self.min_token_length, frozenset(words), n_hashed)
+
+    def feature_names(self, columns: NDArray[np.integer[Any]], documents: Any) -> NDArray[np.object_]:
+        """Return the terms of some columns.
+
+        In hashed mode the documents are read again: a column's name is the term of it that occurs most often.
+        """
+        columns = np.asarray(columns)
+        if self.mode == "exact":
+            return np.asarray(self.vocabulary_.take(pa.array(columns)).to_pylist(), dtype=object)
+        blocks = as_blocks(documents)
+        run = runner(blocks)
+        found = run.map(_terms_of_columns, blocks, analyzer=self.analyzer(), columns=run.share(np.unique(columns)))
+        counts = run.total(_merge_terms, found).to_pandas()
+        counts["column"] = _column_of(pa.array(counts["term"], pa.large_string()), self.n_hashed)
+        most = counts.sort_values(["count", "term"], ascending=[False, True]).drop_duplicates("column")
+        return most.set_index("column")["term"].reindex(columns).fillna("").to_numpy(object)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Return the names of all columns; hashed ones are called #0, #1, …"""
+        if self.mode == "hashed":
+            return np.asarray([f"#{column}" for column in range(self.n_hashed)], dtype=object)
+        return np.asarray(self.vocabulary_.to_pylist(), dtype=object)
+
+    def _fit(self, blocks: list[Any]) -> list[Any]:
+        """Learn from blocks; return their counts, where they are."""
+        run = runner(blocks)
+        counts = run.map(count_terms, blocks, analyzer=self.analyzer())
+        if self.mode == "hashed":
+            self.n_documents_, self.document_frequency_ = run.total(add, run.map(_hashed_frequencies, counts))
+            self.vocabulary_: pa.Array = None
+        else:
+            self.n_documents_ = run.total(add, run.map(_n_rows, counts))
+            self._limit(run.total(_merge_terms, run.map(_frequencies, counts)))
+        if self.n_documents_ == 0 or not self.document_frequency_.any():
+            raise ValueError("documents: no word in any of them; read other ones")
+        self.idf_ = np.log((1 + self.n_documents_) / (1 + self.document_frequency_)) + 1
+        return counts
+
+    def _limit(self, table: pa.Table) -> None:
+        """Keep the terms within the limits, in alphabetical order."""
+        at_least, at_most = (
+            limit if isinstance(limit, int) else limit * self.n_documents_ for limit in (self.min_df, self.max_df)
+        )
+        df = table["df"].to_numpy()
+        kept = table.filter(pa.array((df >= max(at_least, 1)) & (df <= at_most)))
+        if len(table) and not len(kept):
+            raise ValueError(
+                f"min_df={self.min_df}, max_df={self.max_df}: none of {len(table)} terms is left; widen them"
+            )
+        if self.max_features is not None and len(kept) > self.max_features:
+            kept = kept.sort_by([("count", "descending"), ("term", "ascending")]).slice(0, self.max_features)
+        kept = kept.sort_by("term")
+        self.vocabulary_ = pa.concat_arrays(kept["term"].chunks or [pa.array([], pa.large_string())])
+        self.document_frequency_ = kept["df"].to_numpy()
+
+    def _weights(self, counts: list[Any]) -> list[Any]:
+        run = runner(counts)
+        return run.map(
+            _weigh,
+            counts,
+            vocabulary=run.share(self.vocabulary_) if self.vocabulary_ is not None else None,
+            idf=run.share(self.idf_),
+            sublinear_tf=self.sublinear_tf,
+        )
+
+    @staticmethod
+    def _like(documents: Any, weights: list[Any]) -> Any:
+        is_one = not isinstance(documents, (list, tuple)) or (len(documents) > 0 and isinstance(documents[0], str))
+        return weights[0] if is_one else weights
+
+
+def count_terms(documents: Any, analyzer: Analyzer) -> TermCounts:
+    """Count the terms of one block of documents."""
+    words = analyzer.words(documents)
+    parts = []
+    if analyzer.ngram_range[0] == 1:
+        parts.append((words.ids, words.starts, words.terms))
+    if analyzer.ngram_range[1] == 2:
+        firsts, seconds, pair_starts = words.pairs()
+        ids, pairs = pd.factorize(firsts.astype(np.int64) * max(len(words.terms), 1) + seconds)
+        left, right = np.divmod(pairs, max(len(words.terms), 1))
+        terms = joined(words.terms.take(pa.array(left)), words.terms.take(pa.array(right)))
+        parts.append((ids.astype(np.int32), pair_starts, terms))
+    matrices = []
+    for ids, starts, terms in parts:
+        counts, indices, ends = _counted(ids, starts, len(terms))
+        matrices.append(sparse.csr_array((counts, indices, ends), shape=(len(starts) - 1, len(terms))))
+    matrix = matrices[0] if len(matrices) == 1 else sparse.hstack(matrices, format="csr")
+    terms = pa.concat_arrays([part[2] for part in parts])
+    if analyzer.n_hashed is None:
+        return TermCounts(matrix, terms)
+    columns = _column_of(terms, analyzer.n_hashed)
+    hashed = sparse.csr_array(
+        (matrix.data, columns[matrix.indices], matrix.indptr), shape=(matrix.shape[0], analyzer.n_hashed)
+    )
+    hashed.sum_duplicates()
+    return TermCounts(hashed, None)
+
+
+def joined(left: pa.Array, right: pa.Array) -> pa.Array:
+    """Return pairs of words with a space between."""
+    return pc.binary_join_element_wise(left, right, pa.scalar(" ", pa.large_string()))
+
+
+def _column_of(terms: pa.Array, n_hashed: int) -> NDArray[np.int32]:
+    return (np.abs(murmur3(terms).astype(np.int64)) % n_hashed).astype(np.int32)
+
+
+@numba.njit(nogil=True)
+def _counted(ids: Any, starts: Any, n_terms: int) -> Any:
+    """Count ids by row: CSR arrays, in each row the ids in order of their first appearance."""
+    counts = np.empty(len(ids), np.float32)
+    indices = np.empty(len(ids), np.int32)
+    ends = np.zeros(len(starts), np.int64)
+    place = np.full(n_terms, -1, np.int64)  # where the id was last counted
+    n = 0
+    for row in range(len(starts) - 1):
+        for word in range(starts[row], starts[row + 1]):
+            term = ids[word]
+            if place[term] >= ends[row]:
+                counts[place[term]] += 1
+            else:
+                place[term] = n
+                indices[n] = term
+                counts[n] = 1
+                n += 1
+        ends[row + 1] = n
+    return counts[:n].copy(), indices[:n].copy(), ends
+
+
+def _n_rows(counts: TermCounts) -> int:
+    return int(counts.matrix.shape[0])
+
+
+def _hashed_frequencies(counts: TermCounts) -> tuple[int, NDArray[np.int64]]:
+    return _n_rows(counts), np.bincount(counts.matrix.indices, minlength=counts.matrix.shape[1])
+
+
+def _frequencies(counts: TermCounts) -> pa.Table:
+    """Return for each term of a block in how many documents it is (df) and how often (count)."""
+    matrix = counts.matrix
+    # A stop word stands among the terms although it occurs nowhere; `_limit` leaves it out.
+    df = np.bincount(matrix.indices, minlength=matrix.shape[1])
+    count = np.bincount(matrix.indices, weights=matrix.data, minlength=matrix.shape[1]).astype(np.int64)
+    return pa.table({"term": counts.terms, "df": df, "count": count})
+
+
+def _merge_terms(left: pa.Table, right: pa.Table) -> pa.Table:
+    """Add up the counts of terms in two tables."""
+    sums = [(name, "sum") for name in left.column_names if name != "term"]
+    merged = pa.concat_tables([left, right]).group_by("term", use_threads=False).aggregate(sums)
+    return merged.rename_columns([name.removesuffix("_sum") for name in merged.column_names])
+
+
+def _terms_of_columns(documents: Any, analyzer: Analyzer, columns: NDArray[Any]) -> pa.Table:
+    counts = count_terms(documents, replace(analyzer, n_hashed=None))
+    is_asked = np.isin(_column_of(counts.terms, analyzer.n_hashed or 1), columns)
+    return _frequencies(counts).filter(pa.array(is_asked))
+
+
+def _weigh(
+    counts: TermCounts, vocabulary: pa.Array | None, idf: NDArray[np.float64], sublinear_tf: bool
+) -> sparse.csr_array:
+    """Turn a block's counts into TF-IDF weights with columns in order."""
+    matrix = counts.matrix
+    data, indices, indptr = matrix.data.astype(np.float64), matrix.indices, matrix.indptr
+    if vocabulary is not None:
+        columns = pc.fill_null(pc.index_in(counts.terms, vocabulary), -1).to_numpy()
+        column_of = columns[indices]
+        is_known = column_of >= 0
+        indptr = np.concatenate(([0], np.cumsum(is_known)))[indptr]
+        data, indices = data[is_known], column_of[is_known]
+    if sublinear_tf:
+        data = np.log(data) + 1
+    data *= idf[indices]
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    data /= np.sqrt(np.bincount(rows, weights=data * data, minlength=len(indptr) - 1))[rows]
+    weights = sparse.csr_array(
+        (data.astype(np.float32), indices.astype(np.int32), indptr.astype(np.int32 if len(data) < 2**31 else np.int64)),
+        shape=(len(indptr) - 1, len(idf)),
+    )
+    weights.sort_indices()
+    return weights

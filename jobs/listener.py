@@ -1,0 +1,19 @@
+"""Who watches a run: the terminal, the log, a test. The runner calls; the base class does nothing."""
+
+from __future__ import annotations
+
+
+class Listener:
+    """Receives what happens in a run. Override what you need."""
+
+    def stage_started(self, name: str, index: int, n_stages: int) -> None:
+        """Stage `name`, the `index`-th (from 0) of `n_stages`, begins."""
+
+    def stage_ended(self, name: str, seconds: float) -> None:
+        """Stage `name` ended after `seconds`."""
+
+    def progress(self, stage: str, done: float, total: float, unit: str) -> None:
+        """Of `total` `unit` in `stage`, `done` are done."""
+
+    def message(self, text: str) -> None:
+        """Pass on one line for the person who watches."""

@@ -1,0 +1,54 @@
+"""Keeps a server no longer than the process that wanted it; run by path, so it needs the standard library alone.
+
+`jobs.local_s3` starts this file as the leader of a session of its own, with the server as its child, and ends
+both at once with a signal to the group. A parent that is killed cannot do that, nor remove files: then this does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+POLL_S = 0.25
+
+
+def remove(paths: list[str]) -> None:
+    """Remove files and folders, whether they exist or not."""
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def guard(parent: int, command: list[str], leftovers: list[str]) -> int:
+    """Run `command` while process `parent` lives, and return its exit code.
+
+    Parameters
+    ----------
+    parent : int
+        Process id of whoever started this one.
+    command : list of str
+        The server with its arguments.
+    leftovers : list of str
+        Files and folders to remove once the parent is gone.
+    """
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    while server.poll() is None:
+        if os.getppid() != parent:
+            server.kill()
+            server.wait(10.0)
+            remove(leftovers)
+        time.sleep(POLL_S)
+    return server.returncode
+
+
+if __name__ == "__main__":
+    # Ctrl-C on the terminal is for the parent, which may still be writing to the server.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(guard(int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])))

@@ -1,0 +1,173 @@
+"""Bytes to images: picture files, CIFAR-10's batches (binary, python), IDX. Called by `jobs.readers.images`."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import pickle
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from jobs.errors import InputError
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+CIFAR10_ROW = 1 + 32 * 32 * 3
+# What Pillow raises on files that are no images, or broken ones.
+_UNDECODABLE = (OSError, ValueError, SyntaxError, struct.error, zlib.error, EOFError, Image.DecompressionBombError)
+_GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
+_IDX_UINT8 = 0x08
+
+
+class UndecodableImageError(Exception):
+    """A picture file that does not decode."""
+
+
+def picture_shape(data: bytes) -> tuple[int, int, int]:
+    """Return (height, width, channels) of a picture file; channels is 1 where it is grey, else 3."""
+    with _opened(data) as picture:
+        return picture.height, picture.width, 1 if picture.mode in _GREY_MODES else 3
+
+
+def decode_picture(data: bytes, n_channels: int) -> Images:
+    """Return a picture file as (height, width, channels); UndecodableImageError where it is none."""
+    with _opened(data) as picture:
+        try:
+            pixels = np.asarray(_eight_bits(picture).convert("L" if n_channels == 1 else "RGB"), np.uint8)
+        except _UNDECODABLE as error:
+            raise UndecodableImageError(str(error)) from error
+    return pixels.reshape(picture.height, picture.width, n_channels)
+
+
+def resized(image: Images, size: tuple[int, int]) -> Images:
+    """Return an image (height, width, channels) resized to `size` by bilinear interpolation."""
+    if image.shape[:2] == size:
+        return image
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    return np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR), np.uint8).reshape(*size, -1)
+
+
+def read_cifar10_binary(data: bytes, place: str) -> tuple[Images, Labels]:
+    """Read a batch of the binary version: rows of one label and 3 x 32 x 32 pixels."""
+    if not data or len(data) % CIFAR10_ROW:
+        raise InputError(
+            f"{place}: {len(data)} bytes are not a whole number of CIFAR-10's rows of {CIFAR10_ROW}; "
+            "it is truncated or something else: put it there again"
+        )
+    rows = np.frombuffer(data, np.uint8).reshape(-1, CIFAR10_ROW)
+    return _cifar10(rows[:, 1:], rows[:, 0], place)
+
+
+def read_cifar10_python(data: bytes, place: str) -> tuple[Images, Labels]:
+    """Read a batch of the python version, a pickle, of which only numpy arrays are let in."""
+    batch = _unpickled(data, place)
+    try:
+        pixels = np.asarray(batch[b"data"], np.uint8)
+        labels = np.asarray(batch[b"labels"], np.int64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{place}: not a batch of CIFAR-10 (no {error}); put it there again") from error
+    return _cifar10(pixels, labels, place)
+
+
+def read_cifar10_names(data: bytes, name: str, place: str) -> list[str]:
+    """Read the class names from batches.meta (python) or batches.meta.txt (binary)."""
+    if name.endswith(".txt"):
+        return data.decode("utf-8", "replace").split()
+    try:
+        return [label.decode() for label in _unpickled(data, place)[b"label_names"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{place}: no class names in it; put CIFAR-10's own file there") from error
+
+
+def read_idx(data: bytes, place: str, n_dimensions: int) -> NDArray[np.uint8]:
+    """Read an IDX file of bytes, perhaps gzipped: magic 0 0 type n, n sizes, the values.
+
+    Raises
+    ------
+    InputError
+        On a wrong magic, type or number of dimensions, and when it is truncated.
+    """
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{place}: truncated or damaged gzip file ({error}); put it there again") from error
+    expected = bytes([0, 0, _IDX_UINT8, n_dimensions])
+    if data[:4] != expected:
+        raise InputError(
+            f"{place}: starts with {data[:4].hex(' ')}, an IDX file of bytes with {n_dimensions} dimension(s) "
+            f"with {expected.hex(' ')}; put the right file there"
+        )
+    start = 4 + 4 * n_dimensions
+    shape = struct.unpack(f">{n_dimensions}I", data[4:start].ljust(4 * n_dimensions, b"\0"))
+    if len(data) - start != math.prod(shape):
+        raise InputError(
+            f"{place}: {len(data) - start} bytes of values, its header promises {math.prod(shape)}; "
+            "it is truncated: put it there again"
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, which we don't read
+            return Image.open(io.BytesIO(data))
+    except _UNDECODABLE as error:
+        raise UndecodableImageError(str(error)) from error
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Scale 16-bit grey down: convert() would clip it."""
+    if picture.mode in ("I", "I;16"):
+        return Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return picture
+
+
+def _cifar10(pixels: NDArray[np.uint8], labels: NDArray[Any], place: str) -> tuple[Images, Labels]:
+    if pixels.shape != (len(labels), CIFAR10_ROW - 1) or not len(labels) or labels.max() > 9 or labels.min() < 0:
+        raise InputError(
+            f"{place}: pixels {pixels.shape} and {len(labels)} labels are not CIFAR-10's; put its own file there"
+        )
+    images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), labels.astype(np.int64)
+
+
+class _NumpyOnly(pickle.Unpickler):
+    """Unpickles arrays, containers and strings; anything else could run code."""
+
+    _ALLOWED = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy.core.numeric", "_frombuffer"),
+            ("numpy._core.numeric", "_frombuffer"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _unpickled(data: bytes, place: str) -> Any:
+    load: Callable[[], Any] = _NumpyOnly(io.BytesIO(data), encoding="bytes").load
+    try:
+        return load()
+    # A damaged pickle can make numpy and the unpickler raise almost anything.
+    except Exception as error:
+        raise InputError(f"{place}: not a pickle of CIFAR-10 ({error}); put its own file there") from error

@@ -1,0 +1,351 @@
+"""Reads interactions (user, item, rating, time) from csv, tsv and Parquet, in partitions, on the workers.
+
+A csv or tsv file is cut at line ends, so a line break within quotes is not supported. Rows without a user, an item
+or a rating are dropped and counted. Called by the recommender pipeline; `interaction_blocks` goes on from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jobs import storage
+from jobs.errors import InputError, SpecError
+
+# Object arrays hold text ids, int64 arrays integer ids.
+Ids = NDArray[Any]
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
+_HEADER_BYTES = 1 << 16
+_NULLS = ["", "NaN", "nan", "NA", "null", "NULL"]
+# What int64 holds for certain, written as Python writes it: "007" and "7" stay two ids.
+_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column is what; `names` are the columns of text files without a header."""
+
+    user: str
+    item: str
+    rating: str | None
+    timestamp: str | None
+    names: tuple[str, ...] | None = None
+
+    @property
+    def used(self) -> dict[str, str]:
+        """The columns to read, by the param that names them."""
+        named = {
+            "user_column": self.user,
+            "item_column": self.item,
+            "rating_column": self.rating,
+            "timestamp_column": self.timestamp,
+        }
+        return {param: name for param, name in named.items() if name is not None}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a file for one task: bytes from `start` to `stop`, or the row groups from `start` to `stop`."""
+
+    url: str
+    format: str
+    start: int
+    stop: int
+    end: int
+    names: tuple[str, ...]
+    is_test: bool
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The usable rows of a part, in the file's order; codes point into the part's own ids.
+
+    Attributes
+    ----------
+    user_ids, item_ids : ndarray of int64 or of str
+        Distinct ids, in no particular order.
+    users, items : ndarray of shape (n_rows,)
+        Codes.
+    ratings, times : ndarray of shape (n_rows,)
+        Times are -inf where they are missing.
+    n_dropped : int
+        Rows left out because user, item or rating is missing.
+    """
+
+    user_ids: Ids
+    item_ids: Ids
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    ratings: NDArray[np.float64]
+    times: NDArray[np.float64]
+    n_dropped: int
+    is_test: bool
+
+
+def format_of(url: str, given: str) -> str:
+    """Return the format of a file, by the spec's word or by its name."""
+    if given in FORMATS.values():
+        return given
+    if given != "auto":
+        raise SpecError(f"input.format: {given!r} holds no interactions; use csv, tsv or parquet")
+    for suffix, found in FORMATS.items():
+        if url.lower().endswith(suffix):
+            return found
+    raise InputError(f"{url}: its name does not tell its format; set input.format to csv, tsv or parquet")
+
+
+def plan(file: storage.StoredFile, format: str, columns: Columns, n_bytes: int, is_test: bool) -> list[Part]:
+    """Cut a file into parts of about `n_bytes`, after a look at its header or footer. Runs on a worker.
+
+    Raises
+    ------
+    InputError
+        When a column is missing, or the file is not of its format.
+    SpecError
+        When column names are given for Parquet, which has its own.
+    """
+    if file.size == 0:
+        return []
+    if format == "parquet":
+        return _plan_parquet(file, columns, n_bytes, is_test)
+    first, names = 0, columns.names
+    if names is None:
+        head = storage.read_bytes(file.url, 0, min(file.size, _HEADER_BYTES))
+        line, newline, _ = head.partition(b"\n")
+        first = len(line) + len(newline)
+        try:
+            text = line.decode("utf-8-sig").rstrip("\r")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file.url}: the header is not UTF-8 text; save the file as UTF-8") from error
+        delimiter = "\t" if format == "tsv" else ","
+        names = tuple(next(csv.reader([text], delimiter=delimiter), []))
+        _check_columns(file.url, names, columns)
+    starts = range(first, file.size, n_bytes)
+    return [Part(file.url, format, s, min(s + n_bytes, file.size), file.size, names, is_test) for s in starts]
+
+
+def read(part: Part, columns: Columns, *, is_implicit: bool) -> Partition:
+    """Read a part. Runs on a worker.
+
+    Raises
+    ------
+    InputError
+        When the part does not parse, an id is neither integer nor text, or a rating is not a finite number
+        (`is_implicit`: not one from 0 up).
+    """
+    table = _read_parquet(part, columns) if part.format == "parquet" else _read_text(part, columns)
+    user_ids, users = _ids(part.url, columns.user, table.column(columns.user))
+    item_ids, items = _ids(part.url, columns.item, table.column(columns.item))
+    ratings, times = np.ones(len(table)), np.full(len(table), -np.inf)
+    if columns.rating is not None:
+        ratings = _numbers(part.url, columns.rating, table.column(columns.rating))
+    if columns.timestamp is not None:
+        times = _times(part.url, columns.timestamp, table.column(columns.timestamp))
+    if np.isinf(ratings).any():
+        raise InputError(f"{part.url}: column {columns.rating!r} has an infinite value; remove such rows")
+    if is_implicit and (ratings < 0).any():
+        low = ratings[ratings < 0][0]
+        raise InputError(
+            f"{part.url}: column {columns.rating!r} has {low:g}, but implicit counts are not negative; "
+            "remove such rows, set params.rating_column to null or params.mode to explicit"
+        )
+    # An implicit count of 0 says what a missing row says.
+    kept = (users >= 0) & (items >= 0) & ~np.isnan(ratings) & ~(is_implicit & (ratings == 0))
+    user_ids, users = _used(user_ids, users[kept])
+    item_ids, items = _used(item_ids, items[kept])
+    return Partition(user_ids, item_ids, users, items, ratings[kept], times[kept], int((~kept).sum()), part.is_test)
+
+
+def union(ids: Sequence[Ids]) -> Ids:
+    """Return the distinct ids of several sets, sorted: by value if all are integers, else as text."""
+    if any(some.dtype == object for some in ids):
+        ids = [as_text(some) for some in ids]
+    return np.unique(np.concatenate(ids))
+
+
+def as_text(ids: Ids) -> Ids:
+    """Return ids as text."""
+    return ids if ids.dtype == object else ids.astype(str).astype(object)
+
+
+def _check_columns(url: str, names: Sequence[str], columns: Columns) -> None:
+    listed = ", ".join(repr(name) for name in names[:20]) + (", …" if len(names) > 20 else "")
+    for param, name in columns.used.items():
+        if name not in names:
+            raise InputError(f"{url}: no column {name!r} among {listed}; set params.{param} to one of them")
+        if list(names).count(name) > 1:
+            raise InputError(f"{url}: column {name!r} stands twice in the header; rename one of the two")
+
+
+def _plan_parquet(file: storage.StoredFile, columns: Columns, n_bytes: int, is_test: bool) -> list[Part]:
+    if columns.names is not None:
+        raise SpecError(f"params.columns: {file.url} is Parquet and names its columns itself; leave params.columns out")
+    with storage.open_input(file.url) as source:
+        metadata = _parquet_file(file.url, source).metadata
+    names = tuple(metadata.schema.to_arrow_schema().names)
+    _check_columns(file.url, names, columns)
+    parts, start, size = [], 0, 0
+    for group in range(metadata.num_row_groups):
+        size += metadata.row_group(group).total_byte_size
+        if size >= n_bytes or group == metadata.num_row_groups - 1:
+            parts.append(Part(file.url, "parquet", start, group + 1, metadata.num_row_groups, names, is_test))
+            start, size = group + 1, 0
+    return parts
+
+
+def _parquet_file(url: str, source: Any) -> Any:
+    try:
+        return pq.ParquetFile(source)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{url}: not a Parquet file ({_first_line(error)}); write it again") from error
+
+
+def _read_parquet(part: Part, columns: Columns) -> Any:
+    with storage.open_input(part.url) as source:
+        file = _parquet_file(part.url, source)
+        try:
+            return file.read_row_groups(
+                range(part.start, part.stop), columns=list(columns.used.values()), use_threads=False
+            )
+        except (pa.ArrowException, OSError) as error:
+            # Errors of the storage carry a number or a cause; Arrow's own about damaged pages do not.
+            if isinstance(error, OSError) and (error.errno is not None or error.__cause__ is not None):
+                raise
+            raise InputError(f"{part.url}: damaged Parquet ({_first_line(error)}); write it again") from error
+
+
+def _read_text(part: Part, columns: Columns) -> Any:
+    used = list(columns.used.values())
+    data = _lines(part)
+    if not data.strip():
+        return pa.table({name: pa.array([], pa.string()) for name in used})
+    is_tsv = part.format == "tsv"
+    try:
+        return pyarrow.csv.read_csv(
+            io.BytesIO(data),
+            read_options=pyarrow.csv.ReadOptions(column_names=list(part.names), use_threads=False),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter="\t" if is_tsv else ",", quote_char=False if is_tsv else '"'
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=used,
+                column_types={name: pa.string() for name in used},
+                null_values=_NULLS,
+                strings_can_be_null=True,
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        message = _first_line(error)
+        if "UTF8" in message:
+            raise InputError(f"{part.url}: not UTF-8 text; save the file as UTF-8") from error
+        raise InputError(f"{part.url}: {message}; mend the file, or set input.format to what it is") from error
+
+
+def _lines(part: Part) -> bytes:
+    """The lines that begin in the part: the one before its first line end belongs to the part before."""
+    is_first = part.start == 0 or storage.read_bytes(part.url, part.start - 1, part.start) == b"\n"
+    data = storage.read_bytes(part.url, part.start, part.stop)
+    if not is_first:
+        _, newline, data = data.partition(b"\n")
+        if not newline:
+            return b""
+    position = part.stop
+    while position < part.end and not data.endswith(b"\n"):
+        more = storage.read_bytes(part.url, position, min(position + _HEADER_BYTES, part.end))
+        line, newline, _ = more.partition(b"\n")
+        data += line + newline
+        position += len(more)
+    return data.removeprefix(b"\xef\xbb\xbf") if part.start == 0 else data
+
+
+def _ids(url: str, name: str, column: Any) -> tuple[Ids, NDArray[np.int64]]:
+    """Distinct ids of a column and the code of each row, -1 where it is null."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        # Integers with gaps often arrive as floats.
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        broken = column.filter(pc.fill_null(pc.not_equal(pc.trunc(column), column), False))
+        if len(broken):
+            raise InputError(f"{url}: column {name!r} has the id {broken[0].as_py()}; ids are integers or text")
+    elif not (pa.types.is_integer(column.type) or _is_text(column.type) or pa.types.is_null(column.type)):
+        raise InputError(f"{url}: column {name!r} is of type {column.type}; ids are integers or text")
+    if not _is_text(column.type):
+        try:
+            column = column.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{url}: column {name!r}: {_first_line(error)}; store such ids as text") from error
+    encoded = column.combine_chunks().dictionary_encode()
+    ids = encoded.dictionary
+    if _is_text(ids.type) and pc.all(pc.match_substring_regex(ids, _INTEGER), min_count=0).as_py():
+        ids = ids.cast(pa.int64())
+    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return (np.array(ids.to_pylist(), dtype=object) if _is_text(ids.type) else ids.to_numpy()), codes
+
+
+def _used(ids: Ids, codes: NDArray[np.int64]) -> tuple[Ids, NDArray[np.int64]]:
+    """Leave out the ids of which every row was dropped."""
+    used, codes = np.unique(codes, return_inverse=True)
+    return ids[used], codes
+
+
+def _numbers(url: str, name: str, column: Any) -> NDArray[np.float64]:
+    """Return a column as floats, NaN where it is null."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if _is_text(column.type):
+        column = pc.utf8_trim_whitespace(column)
+        try:
+            column = column.cast(pa.float64())
+        except pa.ArrowInvalid as error:
+            bad = next(value for value in column.to_pylist() if value is not None and not _is_number(value))
+            raise InputError(
+                f"{url}: column {name!r} has {bad[:40]!r}, no number; remove such rows or choose another column"
+            ) from error
+    if not (
+        pa.types.is_integer(column.type)
+        or pa.types.is_floating(column.type)
+        or pa.types.is_decimal(column.type)
+        or pa.types.is_null(column.type)
+    ):
+        raise InputError(f"{url}: column {name!r} is of type {column.type}, not numbers; choose another column")
+    return np.array(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
+
+
+def _times(url: str, name: str, column: Any) -> NDArray[np.float64]:
+    """Return a column of numbers, dates or ISO 8601 text as floats that grow with time, -inf where it is null."""
+    if _is_text(column.type):
+        with contextlib.suppress(pa.ArrowInvalid):  # not dates, hence numbers
+            column = column.cast(pa.timestamp("us"))
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.timestamp("us", tz=getattr(column.type, "tz", None))).cast(pa.int64())
+    times = _numbers(url, name, column)
+    return np.where(np.isnan(times), -np.inf, times)
+
+
+def _is_text(type: Any) -> bool:
+    return bool(pa.types.is_string(type) or pa.types.is_large_string(type))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        pa.scalar(text).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200]

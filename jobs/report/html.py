@@ -1,0 +1,57 @@
+"""Renders report.html: one file that needs no network. Called by the runner."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from jobs.artifacts import Manifest
+from jobs.report import charts
+from jobs.report.sections import Bars, Curves, Images, Matrix, Section
+
+
+def render(manifest: Manifest, sections: Sequence[Section]) -> str:
+    """Return the page for a run: its metrics, the pipeline's sections, stages, inputs and versions."""
+    environment = Environment(
+        loader=PackageLoader("jobs.report", "templates"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    drawn = [
+        {
+            "kind": type(section).__name__.lower(),
+            "id": f"s{place}",
+            "section": section,
+            "drawing": _draw(section),
+        }
+        for place, section in enumerate(sections)
+    ]
+    template = environment.get_template("report.html")
+    return template.render(manifest=manifest, sections=drawn, timeline=charts.timeline(manifest.stages))
+
+
+def number(value: Any) -> str:
+    """Write a figure for people: thousands apart, four significant digits."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def _draw(section: Section) -> Any:
+    if isinstance(section, Curves):
+        return charts.curves(section)
+    if isinstance(section, Matrix):
+        return charts.matrix(section)
+    if isinstance(section, Bars):
+        return charts.bars(section)
+    if isinstance(section, Images):
+        return [(base64.b64encode(png).decode(), caption) for png, caption in section.items]
+    return None

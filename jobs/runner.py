@@ -1,0 +1,187 @@
+"""Runs one job: cluster, the pipeline's stages, report, commit. Called by the command line and the demo."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from distributed import Client, performance_report
+
+import jobs
+from jobs import storage
+from jobs.artifacts import Attempt, Manifest, read_manifest
+from jobs.cluster import connected
+from jobs.errors import DaskyardError, OutputError, SpecError, StorageError, StorageMissingError
+from jobs.job import Evaluation, Job, Pipeline, workers_lost
+from jobs.listener import Listener
+from jobs.report import html
+from jobs.spec import JobSpec, parse
+
+STAGES = ("load", "prepare", "fit", "evaluate", "write")
+T = TypeVar("T")
+_LIBRARIES = ("dask", "distributed", "fsspec", "numpy", "pandas", "pyarrow", "s3fs", "scipy", "torch")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A committed run; `was_committed` says that it had been before, and nothing was changed."""
+
+    run_url: str
+    manifest: Manifest
+    was_committed: bool
+
+
+def run(
+    spec: JobSpec,
+    *,
+    n_workers: int | None = None,
+    listener: Listener | None = None,
+    client: Client | None = None,
+) -> RunResult:
+    """Run a job to its commit, unless its run id was committed before.
+
+    Parameters
+    ----------
+    spec : JobSpec
+        The job.
+    n_workers : int, optional
+        Size of the local cluster; see `jobs.cluster.connected`.
+    listener : Listener, optional
+        Who is told of stages and progress.
+    client : distributed.Client, optional
+        A client of a running cluster; it is left open.
+
+    Raises
+    ------
+    DaskyardError
+        Its class says whether another try is worth it.
+    """
+    listener = listener or Listener()
+    run_url = storage.join(spec.output, spec.name)
+    committed = _committed(spec, run_url)
+    if committed is not None:
+        listener.message(f"{run_url}: committed before, nothing to do")
+        return RunResult(run_url, committed, was_committed=True)
+    attempt = Attempt(run_url)
+    try:
+        with ExitStack() as stack:
+            if client is None:
+                client = stack.enter_context(connected(n_workers))
+                listener.message(f"dashboard: {client.dashboard_link}")
+            manifest = _attempted(spec, client, attempt, listener)
+        standing = attempt.commit(manifest)
+    except BaseException as error:
+        _discard(attempt, error)
+        # A racing run that won sweeps our files away under us: then its result is the result.
+        committed = _committed(spec, run_url) if isinstance(error, StorageMissingError) else None
+        if committed is not None:
+            return RunResult(run_url, committed, was_committed=True)
+        lost = workers_lost(error)
+        if lost is not None:
+            raise lost from error
+        raise
+    if standing.attempt != attempt.id:
+        standing = _of_this_spec(standing, spec, run_url)
+    return RunResult(run_url, standing, was_committed=standing.attempt != attempt.id)
+
+
+def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listener) -> Manifest:
+    """Run the stages and write every file of the attempt; return the manifest, not yet committed."""
+    job = Job(spec, client, attempt, listener)
+    started_at = datetime.now(UTC)
+    # The job needs somewhere to write: hear that it may not now, rather than after an hour of training.
+    job.write_json("spec.json", spec.model_dump(mode="json"))
+    with tempfile.TemporaryDirectory(prefix="daskyard-") as folder:
+        dask_report = Path(folder) / "dask-report.html"
+        with performance_report(filename=str(dask_report), mode="inline"):
+            evaluation = _staged(importlib.import_module(f"jobs.pipelines.{spec.pipeline}"), job)
+        job.write_bytes("dask-report.html", dask_report.read_bytes())
+    ended_at = datetime.now(UTC)
+    manifest = Manifest(
+        run_id=spec.name,
+        pipeline=spec.pipeline,
+        spec=spec.model_dump(mode="json"),
+        attempt=attempt.id,
+        headline=evaluation.headline,
+        metrics=dict(evaluation.metrics),
+        n_rows=job.n_rows,
+        n_workers=job.n_workers,
+        seed=spec.params.seed,
+        seconds=(ended_at - started_at).total_seconds(),
+        started_at=started_at,
+        committed_at=ended_at,
+        stages=job.stages,
+        inputs=[job.inputs[url] for url in sorted(job.inputs)],
+        files=[],
+        package_version=jobs.__version__,
+        git_commit=_git_commit(),
+        versions={"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    )
+    job.write_bytes("report.html", html.render(manifest, evaluation.sections).encode())
+    return manifest.model_copy(update={"files": attempt.files, "committed_at": datetime.now(UTC)})
+
+
+def _staged(pipeline: Pipeline, job: Job) -> Evaluation:
+    loaded = _stage(job, 0, lambda: pipeline.load(job))
+    prepared = _stage(job, 1, lambda: pipeline.prepare(job, loaded))
+    model = _stage(job, 2, lambda: pipeline.fit(job, prepared))
+    evaluation: Evaluation = _stage(job, 3, lambda: pipeline.evaluate(job, prepared, model))
+    _stage(job, 4, lambda: pipeline.write(job, prepared, model, evaluation))
+    return evaluation
+
+
+def _stage(job: Job, index: int, function: Callable[[], T]) -> T:
+    with job.stage(STAGES[index], index, len(STAGES)):
+        return function()
+
+
+def _committed(spec: JobSpec, run_url: str) -> Manifest | None:
+    try:
+        return _of_this_spec(read_manifest(run_url), spec, run_url)
+    except StorageMissingError:
+        return None
+
+
+def _of_this_spec(manifest: Manifest, spec: JobSpec, run_url: str) -> Manifest:
+    try:
+        is_same = parse(manifest.spec).digest == spec.digest
+    except SpecError:
+        is_same = False
+    if not is_same:
+        raise OutputError(f"{run_url}: holds a run of another spec; choose another run_id or output")
+    return manifest
+
+
+def _discard(attempt: Attempt, error: BaseException) -> None:
+    """Remove the attempt's files; what went wrong before matters more than a failure to clean up."""
+    try:
+        attempt.discard()
+    except (DaskyardError, OSError) as second:
+        if not isinstance(error, StorageError):
+            error.add_note(f"{attempt.url}: could not be removed ({second})")
+
+
+def _git_commit() -> str | None:
+    """The commit of this code where it runs from a checkout; None where it is installed."""
+    folder = Path(__file__).parent
+    # Installed code may lie in the folder of a repository of the user's, which does not track it.
+    for command in (["ls-files", "--error-unmatch", __file__], ["rev-parse", "HEAD"]):
+        try:
+            result = subprocess.run(
+                ["git", *command], cwd=folder, capture_output=True, text=True, timeout=5, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if result.returncode != 0:
+            return None
+    return result.stdout.strip()

@@ -1,0 +1,38 @@
+"""Base models of the job spec: strict, frozen, no unknown keys, no NaN."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class StrictModel(BaseModel):
+    """A frozen model that refuses unknown keys, wrong types, NaN and infinity."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=False
+    )
+
+
+class Params(StrictModel):
+    """What every pipeline takes."""
+
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random choice: split, start, sample order.")
+
+
+class Input(StrictModel):
+    """Where the data is."""
+
+    url: str = Field(min_length=1, description="A file, a folder or a glob: s3://, file://, memory:// or a plain path.")
+    test_url: str | None = Field(
+        None, min_length=1, description="A test set of its own; without it, a share of the data is set aside."
+    )
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "folder", "cifar10", "idx"] = Field(
+        "auto", description="How to read it; auto goes by the names of the files."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_a_plain_url(cls, value: object) -> object:
+        return {"url": value} if isinstance(value, str) else value

@@ -1,0 +1,239 @@
+"""JobSpec, how it is read from YAML, and its JSON Schema."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, SerializeAsAny, TypeAdapter, ValidationError, ValidationInfo, field_validator
+
+from jobs.errors import SpecError
+from jobs.spec.base import Input, Params, StrictModel
+from jobs.spec.image_classification import ImageClassificationParams
+from jobs.spec.kmeans import KMeansParams
+from jobs.spec.linear_regression import LinearRegressionParams
+from jobs.spec.neural_network import NeuralNetworkParams
+from jobs.spec.recommender import RecommenderParams
+from jobs.spec.text_mining import TextMiningParams
+
+PIPELINES: dict[str, type[Params]] = {
+    "image_classification": ImageClassificationParams,
+    "kmeans": KMeansParams,
+    "linear_regression": LinearRegressionParams,
+    "neural_network": NeuralNetworkParams,
+    "recommender": RecommenderParams,
+    "text_mining": TextMiningParams,
+}
+
+# A run id is a folder's name in the storage, part of a Kubernetes name and a label's value: 53 characters at most.
+_RUN_ID = r"^[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?$"
+
+
+class JobSpec(StrictModel):
+    """One job: a pipeline, its params, what it reads and where it writes."""
+
+    pipeline: str = Field(description="Which pipeline: " + ", ".join(PIPELINES) + ".")
+    params: SerializeAsAny[Params] = Field(
+        Params(), validate_default=True, description="The pipeline's params."
+    )
+    input: Input = Field(description="Where the data is: a URL, or a mapping with url, test_url and format.")
+    output: str = Field(min_length=1, description="The URL under which the run's folder is made.")
+    run_id: str | None = Field(
+        None,
+        pattern=_RUN_ID,
+        description="Name of the run's folder; by default derived from the spec: the same spec is the same run.",
+    )
+
+    @field_validator("pipeline")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in PIPELINES:
+            raise ValueError(f"no pipeline {value!r}{_closest(value, PIPELINES)}; known: {', '.join(PIPELINES)}")
+        return value
+
+    @field_validator("params", mode="before")
+    @classmethod
+    def _of_this_pipeline(cls, value: Any, info: ValidationInfo) -> Any:
+        model = PIPELINES.get(info.data.get("pipeline", ""))
+        if model is None or isinstance(value, model):
+            return value
+        if isinstance(value, Params):
+            value = value.model_dump(exclude_unset=True)
+        return model.model_validate_json(json.dumps(value))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what decides the result: everything but the run id."""
+        content = self.model_dump(mode="json", exclude={"run_id"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The run id, given or derived."""
+        return self.run_id or f"{self.pipeline.replace('_', '-')}-{self.digest[:12]}"
+
+
+def load(source: str | Path, sets: Sequence[str] = (), run_id: str | None = None) -> JobSpec:
+    """Read a job spec from a YAML file, or from standard input for ``-``.
+
+    Parameters
+    ----------
+    source : str or Path
+        The file's path, or ``-``.
+    sets : sequence of str
+        Overrides such as ``params.n_clusters=8``; the value is YAML.
+    run_id : str, optional
+        Overrides the spec's own run id.
+
+    Raises
+    ------
+    SpecError
+        When it cannot be read, is no YAML mapping, or does not fit the model.
+    """
+    place = "standard input" if str(source) == "-" else str(source)
+    try:
+        text = sys.stdin.read() if str(source) == "-" else Path(source).read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{place}: cannot be read ({error.strerror}); name a job file") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{place}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+    try:
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise SpecError(
+            f"{place}:{line} not valid YAML ({getattr(error, 'problem', error)}); mend the syntax"
+        ) from error
+    if not isinstance(content, dict):
+        raise SpecError(f"{place}: a job spec is a mapping with pipeline, input and output, not {_kind(content)}")
+    for item in sets:
+        _override(content, item)
+    if run_id is not None:
+        content["run_id"] = run_id
+    return parse(content, place)
+
+
+def parse(content: Mapping[str, Any], place: str = "job spec") -> JobSpec:
+    """Turn a mapping into a JobSpec, or raise a SpecError that names key, value and remedy."""
+    content = {key: value for key, value in content.items() if not (key == "params" and value is None)}
+    try:
+        document = json.dumps(content)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"{place}: {error}; quote dates and other values that are meant as text") from error
+    try:
+        return JobSpec.model_validate_json(document)
+    except ValidationError as error:
+        raise SpecError(f"{place}: {_first_problem(error, content)}") from error
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a job file, one branch a pipeline."""
+    schema = TypeAdapter(JobSpec).json_schema()
+    definitions = schema.pop("$defs", {})
+    branches = []
+    for name, model in PIPELINES.items():
+        params = model.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(params.pop("$defs", {}))
+        definitions[model.__name__] = params
+        branch = {"pipeline": {"const": name}, "params": {"$ref": f"#/$defs/{model.__name__}"}}
+        required = ["pipeline", "params"] if params.get("required") else ["pipeline"]
+        branches.append({"properties": branch, "required": required})
+    definitions.pop("Params", None)
+    definitions["Input"] = {"anyOf": [{"type": "string", "minLength": 1}, definitions["Input"]]}
+    schema["properties"]["params"] = {"type": "object", "description": "The pipeline's params."}
+    schema["properties"]["pipeline"]["enum"] = list(PIPELINES)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "oneOf": branches,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML's silent last-one-wins hides mistakes."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key if isinstance(key, str) else id(key))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _override(content: dict[str, Any], item: str) -> None:
+    path, equals, text = item.partition("=")
+    if not equals or not all(path.split(".")):
+        raise SpecError(f"--set {item}: not of the form key=value; write for example --set params.seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {item}: the value is not valid YAML; quote it") from error
+    *parents, last = path.split(".")
+    target = content
+    for key in parents:
+        if isinstance(target.get(key), str) and key == "input":
+            target[key] = {"url": target[key]}
+        inner = target.setdefault(key, {})
+        if inner is None:
+            inner = target[key] = {}
+        if not isinstance(inner, dict):
+            raise SpecError(f"--set {item}: {key} is {_kind(inner)}, not a mapping; set {key} itself")
+        target = inner
+    target[last] = value
+
+
+def _first_problem(error: ValidationError, content: Mapping[str, Any]) -> str:
+    problems = error.errors(include_url=False)
+    # An unknown pipeline makes every other complaint noise.
+    # A mistyped key comes back as unknown and as missing: the first says more.
+    problem = next(
+        (p for p in problems if p["loc"] == ("pipeline",)),
+        next((p for p in problems if p["type"] == "extra_forbidden"), problems[0]),
+    )
+    where = ".".join(str(part) for part in problem["loc"])
+    parent = ".".join(str(part) for part in problem["loc"][:-1])
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        known = _keys(problem["loc"][:-1], content)
+        place = f"{parent}: " if parent else ""
+        return f"{place}unknown key {key!r}{_closest(key, known)}; known keys: {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{where}: missing; add it"
+    if problem["type"] == "value_error":
+        return f"{where}: {problem['ctx']['error']}"
+    message = re.sub(r"^Input should", "should", problem["msg"])
+    message = message[0].lower() + message[1:]
+    return f"{where}: {_show(problem['input'])} {message}; correct the value"
+
+
+def _keys(path: tuple[int | str, ...], content: Mapping[str, Any]) -> list[str]:
+    if path[:1] == ("params",):
+        return list(PIPELINES[str(content["pipeline"])].model_fields)
+    return list((Input if path[:1] == ("input",) else JobSpec).model_fields)
+
+
+def _closest(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def _show(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _kind(value: object) -> str:
+    names = {dict: "a mapping", list: "a list", str: "text", type(None): "nothing"}
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,33 @@
+"""Files by URL on any storage that fsspec knows: s3://, file://, memory://, plain paths.
+
+Endpoint and credentials come from the environment (`AWS_*`, `FSSPEC_S3_*`), read by botocore and fsspec themselves:
+nothing here names them, so nothing here can leak them into a task or a log.
+"""
+
+from jobs.storage.errors import mapped
+from jobs.storage.files import (
+    StoredFile,
+    create,
+    exists,
+    join,
+    list_files,
+    open_input,
+    options_fs,
+    read_bytes,
+    remove_tree,
+    write_bytes,
+)
+
+__all__ = [
+    "StoredFile",
+    "create",
+    "exists",
+    "join",
+    "list_files",
+    "mapped",
+    "open_input",
+    "options_fs",
+    "read_bytes",
+    "remove_tree",
+    "write_bytes",
+]

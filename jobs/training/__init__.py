@@ -1,0 +1,1 @@
+"""The data-parallel PyTorch trainer on Dask workers, and the shards that it reads."""

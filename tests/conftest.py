@@ -1,0 +1,62 @@
+"""Fixtures that run the real thing: a Dask cluster, an S3 server, jobs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster
+
+from jobs.artifacts import Attempt
+from jobs.job import Job
+from jobs.listener import Listener
+from jobs.local_s3 import LocalS3
+from jobs.spec import JobSpec, parse
+
+JobFactory = Callable[..., Job]
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[LocalS3]:
+    """A real S3 server on loopback, with its endpoint and credentials in the environment."""
+    with LocalS3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: LocalS3) -> str:
+    """URL of a bucket of the test's own."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    s3_server.create_bucket(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def client(s3_server: LocalS3) -> Iterator[Client]:
+    """A client of two worker processes of one thread each; they know the S3 server."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def spec_of(pipeline: str, params: dict[str, Any], input: Any, output: str, **more: Any) -> JobSpec:
+    """Parse a job spec from its parts."""
+    return parse({"pipeline": pipeline, "params": params, "input": input, "output": output, **more})
+
+
+@pytest.fixture
+def job_factory(tmp_path: Any, client: Client) -> JobFactory:
+    """Make the Job of a pipeline by hand, to call its stages one by one."""
+
+    def make(
+        pipeline: str, params: dict[str, Any], input: Any, output: str | None = None, client: Client = client
+    ) -> Job:
+        output = output or str(tmp_path / "runs")
+        spec = spec_of(pipeline, params, input, output)
+        return Job(spec, client, Attempt(f"{output}/{spec.name}"), Listener())
+
+    return make

@@ -1,0 +1,132 @@
+"""A run that is killed at any moment and run again ends as one manifest with the same metrics."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from distributed import Client
+
+from jobs import storage
+from jobs.artifacts import Manifest, read_manifest
+
+N_KILLS = 20
+
+
+@pytest.fixture
+def job_file(s3: str, tmp_path: Path) -> Path:
+    """A linear regression on a small table in S3."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2000, 4))
+    columns = {f"x{i}": features[:, i] for i in range(4)}
+    target = features @ [1.0, -2.0, 0.5, 3.0] + rng.normal(size=2000)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({**columns, "y": target}), buffer)
+    storage.write_bytes(f"{s3}/data.parquet", buffer.getvalue().to_pybytes())
+    path = tmp_path / "job.yaml"
+    spec = {
+        "pipeline": "linear_regression",
+        "params": {"target": "y"},
+        "input": f"{s3}/data.parquet",
+        "output": f"{s3}/runs",
+    }
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def start(job_file: Path, run_id: str, scheduler: str | None, *more: str) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DASK_")}
+    if scheduler:
+        environment["DASK_SCHEDULER_ADDRESS"] = scheduler
+    command = [sys.executable, "-m", "jobs.cli", "run", str(job_file), "--run-id", run_id, *more]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def finish(job_file: Path, run_id: str, scheduler: str | None, *more: str) -> None:
+    process = start(job_file, run_id, scheduler, *more)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 0, errors.decode()
+
+
+def run_of(job_file: Path, run_id: str) -> tuple[str, Manifest]:
+    url = f"{yaml.safe_load(job_file.read_text())['output']}/{run_id}"
+    return url, read_manifest(url)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_killed_at_twenty_random_points_and_run_again_a_run_is_committed_once(job_file: Path, client: Client) -> None:
+    scheduler = client.scheduler.address
+    begin = time.monotonic()
+    finish(job_file, "reference", scheduler)
+    whole_s = time.monotonic() - begin
+    _, reference = run_of(job_file, "reference")
+    moments = random.Random(0)
+    n_killed = 0
+    for number in range(N_KILLS):
+        run_id = f"killed-{number}"
+        process = start(job_file, run_id, scheduler)
+        time.sleep(moments.uniform(0.2, 1.0) * whole_s)
+        n_killed += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        finish(job_file, run_id, scheduler)
+        url, manifest = run_of(job_file, run_id)
+        assert manifest.metrics == reference.metrics
+        standing = {file.url for file in storage.list_files(url)}
+        assert standing >= {file.url for file in manifest.files} | {f"{url}/manifest.json"}
+        assert len([name for name in standing if name.endswith("manifest.json")]) == 1
+    assert n_killed >= N_KILLS * 3 // 4
+
+
+def test_two_runs_that_race_leave_one_manifest_and_no_other_files(job_file: Path, client: Client) -> None:
+    scheduler = client.scheduler.address
+    racing = [start(job_file, "race", scheduler) for _ in range(2)]
+    for process in racing:
+        _, errors = process.communicate(timeout=90)
+        assert process.returncode == 0, errors.decode()
+    url, manifest = run_of(job_file, "race")
+    standing = [file.url for file in storage.list_files(url)]
+    assert standing == sorted([*(file.url for file in manifest.files), f"{url}/manifest.json"])
+
+
+def test_a_killed_run_leaves_no_worker_of_its_local_cluster(job_file: Path) -> None:
+    process = start(job_file, "orphans", None, "--workers", "1")
+    family = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while len(children := family.children(recursive=True)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    finish(job_file, "orphans", None, "--workers", "1")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_cleans_up(sent: signal.Signals, code: int, job_file: Path, client: Client) -> None:
+    process = start(job_file, "stopped", client.scheduler.address)
+    runs = f"{yaml.safe_load(job_file.read_text())['output']}/stopped"
+    deadline = time.monotonic() + 30
+    while not storage.exists(runs) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, sent)
+    _, errors = process.communicate(timeout=30)
+    if process.returncode == 0:
+        pytest.fail("the run ended before the signal")
+    assert process.returncode == code, errors.decode()
+    assert not storage.exists(runs)
+    assert errors.decode().strip().splitlines()[-1].startswith("error: ")

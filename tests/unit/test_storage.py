@@ -1,0 +1,171 @@
+"""Every kind of storage behaves alike, and its errors say URL, cause and remedy."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from jobs import storage
+from jobs.errors import StorageDeniedError, StorageError, StorageMissingError
+from jobs.storage import files
+
+
+@pytest.fixture(params=["file", "memory", "s3"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3')}/base"
+    return str(tmp_path / "base") if request.param == "file" else f"memory://{uuid.uuid4().hex}"
+
+
+def test_bytes_come_back_whole_and_by_range(base: str) -> None:
+    url = storage.join(base, "a", "b.bin")
+    storage.write_bytes(url, b"0123456789")
+    assert storage.read_bytes(url) == b"0123456789"
+    assert storage.read_bytes(url, 2, 5) == b"234"
+    with storage.open_input(url) as file:
+        file.seek(7)
+        assert file.read() == b"789"
+
+
+def test_of_many_creators_one_wins_and_its_content_stays(base: str) -> None:
+    url = storage.join(base, "once")
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: storage.create(url, b"%d" % i), range(16)))
+    assert sum(won) == 1
+    assert storage.read_bytes(url) == b"%d" % won.index(True)
+
+
+def test_listing_is_recursive_sorted_and_leaves_markers_out(base: str) -> None:
+    for name in ("b.csv", "a/c.csv", "a/d.txt", "_SUCCESS", ".hidden/e.csv"):
+        storage.write_bytes(storage.join(base, name), b"x")
+    found = [
+        file.url[file.url.index(base.split("://")[-1]) + len(base.split("://")[-1]) :]
+        for file in storage.list_files(base)
+    ]
+    assert found == ["/a/c.csv", "/a/d.txt", "/b.csv"]
+    assert len(storage.list_files(base, suffixes=(".csv",))) == 2
+    assert len(storage.list_files(storage.join(base, "*.csv"))) == 1
+    assert [file.size for file in storage.list_files(storage.join(base, "b.csv"))] == [1]
+
+
+def test_an_etag_changes_with_the_content(base: str) -> None:
+    url = storage.join(base, "a")
+    storage.write_bytes(url, b"one")
+    before = storage.list_files(url)[0].etag
+    time.sleep(0.02)
+    storage.write_bytes(url, b"two")
+    assert storage.list_files(url)[0].etag != before
+
+
+def test_what_is_missing_is_said_to_be_missing(base: str) -> None:
+    storage.write_bytes(storage.join(base, "there"), b"")
+    for call in (storage.read_bytes, storage.list_files):
+        with pytest.raises(StorageMissingError, match=r"none.*not found; correct the URL"):
+            call(storage.join(base, "none"))
+    with pytest.raises(StorageMissingError, match=r"no files that end in \.csv"):
+        storage.list_files(base, suffixes=(".csv",))
+    assert not storage.exists(storage.join(base, "none"))
+
+
+def test_a_tree_is_removed_and_removing_nothing_is_fine(base: str) -> None:
+    storage.write_bytes(storage.join(base, "t/a"), b"x")
+    storage.write_bytes(storage.join(base, "t/b/c"), b"x")
+    storage.write_bytes(storage.join(base, "u"), b"x")
+    storage.remove_tree(storage.join(base, "t"))
+    storage.remove_tree(storage.join(base, "t"))
+    assert not storage.exists(storage.join(base, "t/b/c"))
+    assert storage.exists(storage.join(base, "u"))
+
+
+def test_a_local_file_is_never_half_written(tmp_path: Path) -> None:
+    url = str(tmp_path / "folder" / "file")
+    storage.write_bytes(url, b"x" * 100)
+    storage.create(url, b"y")
+    assert os.listdir(tmp_path / "folder") == ["file"]
+
+
+@pytest.fixture
+def s3_environment(s3: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Change S3's environment for one test; filesystems made before must not answer."""
+
+    def change(**variables: str | None) -> str:
+        for name, value in variables.items():
+            monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        return s3
+
+    yield change
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_missing_bucket_is_named(s3: str) -> None:
+    for call in (storage.read_bytes, storage.list_files, lambda url: storage.write_bytes(url, b"x")):
+        with pytest.raises(StorageMissingError, match=r"s3://no-such-bucket-here/a: (no such bucket|not found)"):
+            call("s3://no-such-bucket-here/a")
+
+
+def test_a_wrong_secret_is_denied_and_not_shown(s3_environment: object) -> None:
+    bucket = s3_environment(AWS_SECRET_ACCESS_KEY="wrong-secret")  # type: ignore[operator]
+    with pytest.raises(StorageDeniedError, match="AWS_SECRET_ACCESS_KEY|access denied") as caught:
+        storage.write_bytes(f"{bucket}/a", b"x")
+    assert "wrong-secret" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_key_is_denied(s3_environment: object) -> None:
+    bucket = s3_environment(AWS_ACCESS_KEY_ID="nobody")  # type: ignore[operator]
+    with pytest.raises(StorageDeniedError):
+        storage.list_files(f"{bucket}/a")
+
+
+def test_absent_credentials_are_named(s3_environment: object) -> None:
+    bucket = s3_environment(  # type: ignore[operator]
+        AWS_ACCESS_KEY_ID=None, AWS_SECRET_ACCESS_KEY=None, AWS_EC2_METADATA_DISABLED="true"
+    )
+    with pytest.raises(StorageDeniedError, match="AWS_ACCESS_KEY_ID|access denied"):
+        storage.write_bytes(f"{bucket}/a", b"x")
+
+
+def test_an_unreachable_endpoint_is_worth_another_try(s3_environment: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "FIRST_PAUSE_S", 0.01)
+    bucket = s3_environment(  # type: ignore[operator]
+        AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_ENDPOINT_URL_S3="http://127.0.0.1:9"
+    )
+    with pytest.raises(StorageError, match="did not answer as it should") as caught:
+        storage.list_files(f"{bucket}/a")
+    assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize("url", ["nosuch://a/b", "s3://Not_A_Bucket!/a", "/dev/null/a/b"])
+def test_an_impossible_url_is_no_reason_to_try_again(url: str, s3: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        storage.write_bytes(url, b"")
+    assert caught.value.exit_code == 2
+
+
+def test_only_errors_that_may_pass_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "FIRST_PAUSE_S", 0.001)
+    calls = []
+
+    def function(error: Exception | None, n_failures: int) -> str:
+        calls.append(1)
+        if len(calls) <= n_failures and error:
+            raise error
+        return "done"
+
+    assert files._retried(function)(StorageError("busy"), 2) == "done"
+    assert len(calls) == 3
+    calls.clear()
+    with pytest.raises(StorageDeniedError):
+        files._retried(function)(StorageDeniedError("no"), 2)
+    assert len(calls) == 1
+    calls.clear()
+    with pytest.raises(StorageError, match="busy"):
+        files._retried(function)(StorageError("busy"), 99)
+    assert len(calls) == files.N_TRIES
