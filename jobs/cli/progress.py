@@ -67,32 +67,36 @@ class LogListener(Listener):
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._label = ""
+        self._name = self._label = ""
         self._pace = Pace(clock)
         self._last = clock()
 
     def stage_started(self, name: str, index: int, n_stages: int) -> None:
         """Write the stage's name and number."""
-        self._label = f"{index + 1}/{n_stages} {name}"
-        self._pace, self._last = Pace(self._clock), self._clock()
+        self._begin(name, f"{index + 1}/{n_stages} {name}")
         self._line(self._label)
 
     def stage_ended(self, name: str, seconds: float) -> None:
         """Write how long it took."""
         self._line(f"{self._label} took {duration(seconds)}")
-        self._label = ""
 
     def progress(self, stage: str, done: float, total: float, unit: str) -> None:
         """Write share, rate and time left, unless the last such line is too fresh."""
+        if stage != self._name:
+            self._begin(stage, stage)
         self._pace.update(done)
         if self._clock() - self._last >= LOG_EVERY_S:
             self._last = self._clock()
             parts = [f"{done:,.0f} of {total:,.0f} {unit}", *pace_texts(self._pace, total, unit)]
-            self._line(f"{self._label or stage}: {share(done, total)}, {', '.join(parts)}")
+            self._line(f"{self._label}: {share(done, total)}, {', '.join(parts)}")
 
     def message(self, text: str) -> None:
         """Write the line."""
         self._line(text)
+
+    def _begin(self, name: str, label: str) -> None:
+        self._name, self._label = name, label
+        self._pace, self._last = Pace(self._clock), self._clock()
 
     def _line(self, text: str) -> None:
         stamp = time.strftime("%H:%M:%S")

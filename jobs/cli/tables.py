@@ -120,12 +120,13 @@ def demo(console: Console, outcome: Outcome) -> None:
             line(console, f"   {row.note}")
     console.print()
     if outcome.keep:
-        line(console, f"Data and runs are kept in {outcome.keep}; reports to open: {outcome.keep / 'reports'}")
-        line(console, f"A shell with that S3 server: python -m jobs.local_s3 {outcome.keep / 's3'} $SHELL")
-        line(console, f"and there, for example: daskyard show {_first_url(outcome)}")
+        line(console, f"Kept in {outcome.keep}; the reports, for a browser, in {outcome.keep / 'reports'}")
+        line(console, "Next: a command beside that S3 server, such as")
+        line(console, f"  python -m jobs.local_s3 {outcome.keep / 's3'} daskyard show {_first_url(outcome)}")
     else:
-        line(console, "Next: daskyard demo --keep DIR    keeps the data, the runs and their reports")
-    line(console, "      daskyard pipelines          what can be run; then: daskyard run FILE")
+        line(console, "Next:")
+        line(console, "  daskyard demo --keep DIR   the same, and keep data, runs and reports")
+    line(console, "  daskyard pipelines         what can be run; then: daskyard run FILE")
 
 
 def _first_url(outcome: Outcome) -> str:

@@ -109,7 +109,7 @@ class _ALS:
         return np.asarray(scores + self.mean_)
 
     def fold_in(self, interactions: Any) -> Floats:
-        """Return vectors of new users from their interactions, a sparse matrix (n_new, n_items): one exact half-step."""
+        """Return vectors of new users from a sparse matrix (n_new, n_items) of theirs: one exact half-step."""
         matrix = scipy.sparse.csr_matrix(interactions)
         if matrix.shape[1] != self.n_items_:
             raise ValueError(f"interactions: {matrix.shape[1]} columns, but the model has {self.n_items_} items")

@@ -84,7 +84,7 @@ class NMF(BaseEstimator):
         n_rows, n_columns, squares = run.total(_add_sizes, run.map(_sizes, groups))
         if not 1 <= self.n_components <= min(n_rows, n_columns):
             raise ValueError(
-                f"n_components={self.n_components}: X is {n_rows} × {n_columns}; take fewer topics than rows and columns"
+                f"n_components={self.n_components}: X is {n_rows} × {n_columns}; take fewer topics than either"
             )
         if squares == 0:
             raise ValueError("X: zero throughout; there are no topics in it")

@@ -30,6 +30,10 @@ class InProcess:
         """Call ``function(*row, **shared)`` for each row of the columns."""
         return [function(*row, **shared) for row in zip(*columns, strict=True)]
 
+    def combined(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
+        """Combine the parts from left to right."""
+        return reduce(combine, parts)
+
     def total(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
         """Combine the parts from left to right."""
         return reduce(combine, parts)
@@ -57,15 +61,19 @@ class OnWorkers:
         """Submit ``function(*row, **shared)`` for each row of the columns."""
         return [self.client.submit(function, *row, **shared, pure=False) for row in zip(*columns, strict=True)]
 
-    def total(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
-        """Combine futures in a tree on the workers, neighbours first, and fetch the result."""
+    def combined(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
+        """Combine futures in a tree on the workers, neighbours first; the result stays there."""
         parts = list(parts)
         while len(parts) > 1:
             parts = [
                 self.client.submit(_combined, combine, parts[at : at + _FAN_IN], pure=False)
                 for at in range(0, len(parts), _FAN_IN)
             ]
-        return parts[0].result()
+        return parts[0]
+
+    def total(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
+        """Combine futures in a tree on the workers, and fetch the result."""
+        return self.combined(combine, parts).result()
 
     def grouped(self, *columns: Sequence[Any]) -> list[list[list[Any]]]:
         """Group rows by the worker thread that holds the block of the first column.

@@ -25,6 +25,10 @@ from jobs.estimators.sparse_blocks import add, as_blocks, runner
 from jobs.estimators.words import Words, murmur3, split
 
 
+class EmptyVocabularyError(ValueError):
+    """No term to make columns of."""
+
+
 @dataclass(frozen=True)
 class Analyzer:
     """How documents become terms; travels to the workers."""
@@ -126,8 +130,8 @@ class TfidfVectorizer(BaseEstimator):
 
         Raises
         ------
-        ValueError
-            When there is no document, or no term is left.
+        EmptyVocabularyError
+            When there is no word, or no term is left within the limits.
         """
         self._fit(as_blocks(documents))
         return self
@@ -165,7 +169,7 @@ class TfidfVectorizer(BaseEstimator):
         run = runner(blocks)
         found = run.map(_terms_of_columns, blocks, analyzer=self.analyzer(), columns=run.share(np.unique(columns)))
         counts = run.total(_merge_terms, found).to_pandas()
-        counts["column"] = _column_of(pa.array(counts["term"], pa.large_string()), self.n_hashed)
+        counts["column"] = column_of(pa.array(counts["term"], pa.large_string()), self.n_hashed)
         most = counts.sort_values(["count", "term"], ascending=[False, True]).drop_duplicates("column")
         return most.set_index("column")["term"].reindex(columns).fillna("").to_numpy(object)
 
@@ -184,28 +188,22 @@ class TfidfVectorizer(BaseEstimator):
             self.vocabulary_: pa.Array = None
         else:
             self.n_documents_ = run.total(add, run.map(_n_rows, counts))
-            self._limit(run.total(_merge_terms, run.map(_frequencies, counts)))
+            table = run.combined(_merge_terms, run.map(_frequencies, counts))
+            limits = (self.min_df, self.max_df)
+            at_least, at_most = (limit if isinstance(limit, int) else limit * self.n_documents_ for limit in limits)
+            limited = run.map(_limited, [table], at_least=at_least, at_most=at_most, max_features=self.max_features)
+            n_terms, (self.vocabulary_, self.document_frequency_) = run.gather(limited)[0]
+            if n_terms and not len(self.vocabulary_):
+                raise EmptyVocabularyError(
+                    f"min_df={self.min_df}, max_df={self.max_df}: none of {n_terms} terms is left; widen them"
+                )
         if self.n_documents_ == 0 or not self.document_frequency_.any():
-            raise ValueError("documents: no word in any of them; read other ones")
+            raise EmptyVocabularyError(
+                f"min_token_length={self.min_token_length}: no word in any of {self.n_documents_} documents; "
+                "shorten it, or read other documents"
+            )
         self.idf_ = np.log((1 + self.n_documents_) / (1 + self.document_frequency_)) + 1
         return counts
-
-    def _limit(self, table: pa.Table) -> None:
-        """Keep the terms within the limits, in alphabetical order."""
-        at_least, at_most = (
-            limit if isinstance(limit, int) else limit * self.n_documents_ for limit in (self.min_df, self.max_df)
-        )
-        df = table["df"].to_numpy()
-        kept = table.filter(pa.array((df >= max(at_least, 1)) & (df <= at_most)))
-        if len(table) and not len(kept):
-            raise ValueError(
-                f"min_df={self.min_df}, max_df={self.max_df}: none of {len(table)} terms is left; widen them"
-            )
-        if self.max_features is not None and len(kept) > self.max_features:
-            kept = kept.sort_by([("count", "descending"), ("term", "ascending")]).slice(0, self.max_features)
-        kept = kept.sort_by("term")
-        self.vocabulary_ = pa.concat_arrays(kept["term"].chunks or [pa.array([], pa.large_string())])
-        self.document_frequency_ = kept["df"].to_numpy()
 
     def _weights(self, counts: list[Any]) -> list[Any]:
         run = runner(counts)
@@ -237,13 +235,13 @@ def count_terms(documents: Any, analyzer: Analyzer) -> TermCounts:
         parts.append((ids.astype(np.int32), pair_starts, terms))
     matrices = []
     for ids, starts, terms in parts:
-        counts, indices, ends = _counted(ids, starts, len(terms))
-        matrices.append(sparse.csr_array((counts, indices, ends), shape=(len(starts) - 1, len(terms))))
+        counts, columns, ends = counted(ids, starts, len(terms))
+        matrices.append(sparse.csr_array((counts, columns, ends), shape=(len(starts) - 1, len(terms))))
     matrix = matrices[0] if len(matrices) == 1 else sparse.hstack(matrices, format="csr")
     terms = pa.concat_arrays([part[2] for part in parts])
     if analyzer.n_hashed is None:
         return TermCounts(matrix, terms)
-    columns = _column_of(terms, analyzer.n_hashed)
+    columns = column_of(terms, analyzer.n_hashed)
     hashed = sparse.csr_array(
         (matrix.data, columns[matrix.indices], matrix.indptr), shape=(matrix.shape[0], analyzer.n_hashed)
     )
@@ -256,12 +254,13 @@ def joined(left: pa.Array, right: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(left, right, pa.scalar(" ", pa.large_string()))
 
 
-def _column_of(terms: pa.Array, n_hashed: int) -> NDArray[np.int32]:
+def column_of(terms: pa.Array, n_hashed: int) -> NDArray[np.int32]:
+    """Return the columns that terms have in hashed mode."""
     return (np.abs(murmur3(terms).astype(np.int64)) % n_hashed).astype(np.int32)
 
 
 @numba.njit(nogil=True)
-def _counted(ids: Any, starts: Any, n_terms: int) -> Any:
+def counted(ids: Any, starts: Any, n_terms: int) -> Any:
     """Count ids by row: CSR arrays, in each row the ids in order of their first appearance."""
     counts = np.empty(len(ids), np.float32)
     indices = np.empty(len(ids), np.int32)
@@ -293,10 +292,23 @@ def _hashed_frequencies(counts: TermCounts) -> tuple[int, NDArray[np.int64]]:
 def _frequencies(counts: TermCounts) -> pa.Table:
     """Return for each term of a block in how many documents it is (df) and how often (count)."""
     matrix = counts.matrix
-    # A stop word stands among the terms although it occurs nowhere; `_limit` leaves it out.
     df = np.bincount(matrix.indices, minlength=matrix.shape[1])
     count = np.bincount(matrix.indices, weights=matrix.data, minlength=matrix.shape[1]).astype(np.int64)
     return pa.table({"term": counts.terms, "df": df, "count": count})
+
+
+def _limited(
+    table: pa.Table, at_least: float, at_most: float, max_features: int | None
+) -> tuple[int, tuple[pa.Array, NDArray[np.int64]]]:
+    """Return the number of terms, and those within the limits with their document frequencies, in order."""
+    df = table["df"].to_numpy()
+    # A stop word stands among the terms although it occurs nowhere.
+    kept = table.filter(pa.array((df >= max(at_least, 1)) & (df <= at_most)))
+    if max_features is not None and len(kept) > max_features:
+        kept = kept.sort_by([("count", "descending"), ("term", "ascending")]).slice(0, max_features)
+    kept = kept.sort_by("term").combine_chunks()
+    terms = kept["term"].chunk(0) if len(kept) else pa.array([], pa.large_string())
+    return int(np.count_nonzero(df)), (terms, kept["df"].to_numpy())
 
 
 def _merge_terms(left: pa.Table, right: pa.Table) -> pa.Table:
@@ -308,7 +320,7 @@ def _merge_terms(left: pa.Table, right: pa.Table) -> pa.Table:
 
 def _terms_of_columns(documents: Any, analyzer: Analyzer, columns: NDArray[Any]) -> pa.Table:
     counts = count_terms(documents, replace(analyzer, n_hashed=None))
-    is_asked = np.isin(_column_of(counts.terms, analyzer.n_hashed or 1), columns)
+    is_asked = np.isin(column_of(counts.terms, analyzer.n_hashed or 1), columns)
     return _frequencies(counts).filter(pa.array(is_asked))
 
 
@@ -320,10 +332,10 @@ def _weigh(
     data, indices, indptr = matrix.data.astype(np.float64), matrix.indices, matrix.indptr
     if vocabulary is not None:
         columns = pc.fill_null(pc.index_in(counts.terms, vocabulary), -1).to_numpy()
-        column_of = columns[indices]
-        is_known = column_of >= 0
+        known = columns[indices]
+        is_known = known >= 0
         indptr = np.concatenate(([0], np.cumsum(is_known)))[indptr]
-        data, indices = data[is_known], column_of[is_known]
+        data, indices = data[is_known], known[is_known]
     if sublinear_tf:
         data = np.log(data) + 1
     data *= idf[indices]

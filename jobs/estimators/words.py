@@ -61,13 +61,12 @@ class Words:
 
 def as_strings(documents: Any) -> pa.Array:
     """Return documents (a list, a Series, an Arrow array) as one Arrow array of large_string."""
-    if isinstance(documents, pa.ChunkedArray):
-        documents = documents.combine_chunks()
-    if isinstance(documents, pa.ChunkedArray):  # no chunk or too many for one array of that type
-        documents = pa.concat_arrays(documents.cast(pa.large_string()).chunks)
-    if isinstance(documents, pa.Array):
-        return documents.cast(pa.large_string())
-    return pa.array(documents, pa.large_string(), from_pandas=True)
+    if not isinstance(documents, (pa.Array, pa.ChunkedArray)):
+        documents = pa.array(documents, pa.large_string(), from_pandas=True)
+    strings = documents.cast(pa.large_string())
+    if isinstance(strings, pa.ChunkedArray):
+        return pa.concat_arrays(strings.chunks) if strings.num_chunks else pa.array([], pa.large_string())
+    return strings
 
 
 def split(documents: Any, min_token_length: int = 2) -> Words:

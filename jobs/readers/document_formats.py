@@ -110,14 +110,16 @@ def row_ends(piece: tuple[str, Range, str]) -> tuple[bool, int | None, int | Non
     url, bounds, format = piece
     if format != "csv":
         return False, _line_start(url, bounds), None
-    data = np.frombuffer(storage.read_bytes(url, bounds.start, bounds.end), np.uint8)
-    # A piece that begins right after a newline begins with a row: the newline before it is looked at as well.
-    before = storage.read_bytes(url, bounds.start - 1, bounds.start) if bounds.start else b"\n"
+    # A piece that begins right after a newline begins with a row: the byte before it is looked at as well.
+    first = max(bounds.start - 1, 0)
+    data = np.frombuffer(storage.read_bytes(url, first, bounds.end), np.uint8)
+    is_after_newline = first == bounds.start or data[0] == _NEWLINE
+    data = data[bounds.start - first :]
     newlines = np.flatnonzero(data == _NEWLINE)
     is_inside = np.cumsum(data == _QUOTE)[newlines] % 2 == 1
     starts: list[int | None] = []
     for state in (False, True):
-        if not state and before == b"\n":
+        if not state and is_after_newline:
             starts.append(bounds.start)
         else:
             ends = newlines[is_inside == state]
@@ -311,7 +313,7 @@ def _lines(part: Part) -> pa.Array:
     text = _decoded(part.url, data, part.rows.start).removeprefix("\ufeff")
     lines = pc.list_flatten(pc.split_pattern(pa.array([text], pa.large_string()), "\n"))
     lines = pc.utf8_rtrim(lines, "\r")
-    return lines.filter(pc.not_equal(pc.utf8_trim_whitespace(lines), pa.scalar("", pa.large_string())))
+    return lines.filter(pc.not_equal(pc.utf8_trim(lines, " "), pa.scalar("", pa.large_string())))
 
 
 def _line_start(url: str, bounds: Range) -> int | None:

@@ -72,6 +72,18 @@ def test_without_a_terminal_a_stage_is_a_few_lines_however_often_it_reports():
     ]
 
 
+def test_a_download_before_any_stage_has_a_pace_of_its_own():
+    clock = Clock()
+    output = io.StringIO()
+    listener = progress.LogListener(Console(file=output), clock)
+    for second in range(50, 70):
+        clock.now = float(second)
+        listener.progress("download", second - 50, 100, "MB")
+    lines = [line.split(" ", 1)[1] for line in output.getvalue().splitlines()]
+    assert lines[0] == "download: 5 %, 5 of 100 MB, 1 MB/s, 1:35 min left"
+    assert len(lines) == 3
+
+
 def test_on_a_terminal_ended_stages_stay_as_lines_within_80_columns():
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=80, color_system=None)
