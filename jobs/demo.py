@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -32,10 +33,11 @@ class Case:
 
 
 # Where the first data set cannot be had, the next is taken: the last one comes with scikit-learn.
+_ONE_EPOCH = ("params.epochs=1", "params.compare_world_sizes=[]")
 IMAGES = (
-    Case("cifar10.yaml", "cifar10", ("params.epochs=1",)),
-    Case("cifar10.yaml", "fashion-mnist", ("params.epochs=1", "input=s3://demo/data/fashion-mnist")),
-    Case("cifar10.yaml", "digits", ("params.epochs=20", "params.flip=false", "input=s3://demo/data/digits")),
+    Case("cifar10.yaml", "cifar10", _ONE_EPOCH),
+    Case("cifar10.yaml", "fashion-mnist", _ONE_EPOCH),
+    Case("cifar10.yaml", "digits", (*_ONE_EPOCH, "params.epochs=20", "params.flip=false", "params.batch_size=128")),
 )
 CASES = (
     IMAGES,
@@ -50,7 +52,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one job: a committed run, or the error and its exit code."""
+    """What came of one job: a committed run, or the error with its exit code; `note` says why this data set."""
 
     pipeline: str
     dataset: str
@@ -58,6 +60,7 @@ class Row:
     error: str = ""
     exit_code: int = 0
     note: str = ""
+    cause: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ def examples() -> Traversable:
     return installed if installed.is_dir() else Path(jobs.__file__).parent.parent / "examples"
 
 
-def _load(case: Case) -> spec.JobSpec:
-    return spec.load(Path(str(examples() / case.example)), (*case.sets, f"output={OUTPUT}"))
+def _load(case: Case, *more: str) -> spec.JobSpec:
+    return spec.load(Path(str(examples() / case.example)), (*case.sets, f"output={OUTPUT}", *more))
 
 
 def _row(cases: tuple[Case, ...], client: Client, listener: Listener) -> Row:
@@ -124,13 +127,14 @@ def _row(cases: tuple[Case, ...], client: Client, listener: Listener) -> Row:
     row = Row(_load(cases[0]).pipeline, cases[0].dataset)
     for case in cases:
         row = replace(row, dataset=case.dataset, note="; ".join(notes))
-        job = _load(case)
+        folder = f"s3://{BUCKET}/data/{case.dataset}"
         try:
-            datasets.fetch(case.dataset, _folder(job.input.url), listener)
+            fetched = datasets.fetch(case.dataset, folder, listener)
         except DaskyardError as error:
             row = replace(row, error=str(error), exit_code=error.exit_code)
             notes.append(f"not {case.dataset}, because: {error}")
             continue
+        job = _load(case, f"input={json.dumps(_input(folder, [file.url for file in fetched]))}")
         return _run(job, replace(row, error="", exit_code=0), client, listener)
     return row
 
@@ -139,16 +143,21 @@ def _run(job: spec.JobSpec, row: Row, client: Client, listener: Listener) -> Row
     try:
         return replace(row, result=runner.run(job, client=client, listener=listener))
     except DaskyardError as error:
-        return replace(row, error=str(error), exit_code=error.exit_code)
+        return replace(row, error=str(error), exit_code=error.exit_code, cause=error)
     except Exception as error:
         # A defect of one pipeline is a row of the table too: the others shall run.
-        return replace(row, error=f"{type(error).__name__}: {error}", exit_code=DaskyardError.exit_code)
+        text = f"{type(error).__name__}: {error}; run again with --debug to see where"
+        return replace(row, error=text, exit_code=DaskyardError.exit_code, cause=error)
 
 
-def _folder(url: str) -> str:
-    """Where the files of an input go: the folder itself, or that of the file which the input names."""
-    parent, name = url.rsplit("/", 1)
-    return parent if "." in name or "*" in name else url
+def _input(folder: str, urls: list[str]) -> dict[str, str]:
+    """Return the input of a job that reads a fetched data set: the one file, training and test file, or the folder."""
+    if len(urls) == 1:
+        return {"url": urls[0]}
+    parts = {url.rsplit("/", 1)[1].split(".", 1)[0]: url for url in urls}
+    if parts.keys() == {"train", "test"}:
+        return {"url": parts["train"], "test_url": parts["test"]}
+    return {"url": folder}
 
 
 def _copy_report(manifest: Manifest, keep: Path) -> None:

@@ -26,6 +26,7 @@ from jobs import local_s3_guard
 from jobs.errors import DaskyardError, StorageError
 
 START_S = 60.0
+STOP_S = 10.0
 REGION = "us-east-1"
 PORTS = tuple(f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc"))
 SETTINGS = {
@@ -240,10 +241,12 @@ def _running(command: list[str], log: Path, leftovers: list[str]) -> Iterator[su
     try:
         yield process
     finally:
-        # Its store is a log and survives being killed; a polite stop takes it 15 s.
-        with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10.0)
+            process.wait(STOP_S)
         local_s3_guard.remove(leftovers[1:])
 
 

@@ -1,7 +1,7 @@
 """Keeps a server no longer than the process that wanted it; run by path, so it needs the standard library alone.
 
-`jobs.local_s3` starts this file as the leader of a session of its own, with the server as its child, and ends
-both at once with a signal to the group. A parent that is killed cannot do that, nor remove files: then this does.
+`jobs.local_s3` starts this file as the leader of a session of its own, with the server as its child, and ends both
+with a SIGTERM. A parent that is killed cannot do that, nor remove its files: then this does.
 """
 
 from __future__ import annotations
@@ -39,16 +39,22 @@ def guard(parent: int, command: list[str], leftovers: list[str]) -> int:
         Files and folders to remove once the parent is gone.
     """
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    while server.poll() is None:
-        if os.getppid() != parent:
-            server.kill()
-            server.wait(10.0)
-            remove(leftovers)
-        time.sleep(POLL_S)
-    return server.returncode
+    try:
+        while server.poll() is None:
+            if os.getppid() != parent:
+                server.kill()
+                server.wait()
+                remove(leftovers)
+            time.sleep(POLL_S)
+        return server.returncode
+    finally:
+        # Its store is a log and survives being killed; a polite stop takes it 15 s.
+        server.kill()
+        server.wait()
 
 
 if __name__ == "__main__":
     # Ctrl-C on the terminal is for the parent, which may still be writing to the server.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.exit(guard(int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])))

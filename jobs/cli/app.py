@@ -70,10 +70,14 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
 def _show(error: Exception, text: str, is_debug: bool) -> None:
     if is_debug:
-        import traceback
-
-        traceback.print_exception(error)
+        _traceback(error)
     _error(text)
+
+
+def _traceback(error: Exception) -> None:
+    import traceback
+
+    traceback.print_exception(error)
 
 
 def _error(text: str) -> None:
@@ -227,6 +231,9 @@ def demo(
 
     with watching(Console(stderr=True)) as listener:
         outcome = the_demo.run(listener, n_workers=workers, keep=keep, only=only)
+    for row in outcome.rows:
+        if debug and row.cause:
+            _traceback(row.cause)
     tables.demo(Console(), outcome)
     raise typer.Exit(outcome.exit_code)
 

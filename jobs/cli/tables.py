@@ -102,22 +102,25 @@ def run_details(console: Console, manifest: Manifest) -> None:
 
 def demo(console: Console, outcome: Outcome) -> None:
     """Show what came of the demo, and what to type next."""
-    made = table(
-        "", "pipeline", "data set", "rows", "workers", "metric", "seconds", right=["rows", "workers", "seconds"]
-    )
-    for number, row in enumerate(outcome.rows, start=1):
+    made = table("pipeline", "data set", "rows", "workers", "metric", "seconds", right=["rows", "workers", "seconds"])
+    made.columns[0].no_wrap = made.columns[1].no_wrap = True
+    made.padding = 0
+    made.show_edge = False
+    for row in outcome.rows:
         if row.result:
             manifest = row.result.manifest
-            metric = f"{manifest.headline} {value_text(manifest.metrics[manifest.headline])}"
+            metric = f"{manifest.headline} {_short(manifest.metrics[manifest.headline])}"
             cells = [f"{manifest.n_rows:,}", str(manifest.n_workers), metric, f"{manifest.seconds:.1f}"]
         else:
             cells = ["", "", "[red]failed[/]", ""]
-        made.add_row(str(number), row.pipeline, row.dataset, *cells)
+        made.add_row(row.pipeline, row.dataset, *cells)
+    console.print()
     console.print(made)
-    for number, row in enumerate(outcome.rows, start=1):
-        line(console, f"{number}  {row.result.run_url if row.result else row.error}")
+    console.print()
+    for row in outcome.rows:
+        line(console, row.result.run_url if row.result else f"{row.pipeline} failed: {row.error}")
         if row.note:
-            line(console, f"   {row.note}")
+            line(console, f"  with {row.dataset}: {row.note}")
     console.print()
     if outcome.keep:
         line(console, f"Kept in {outcome.keep}; the reports, for a browser, in {outcome.keep / 'reports'}")
@@ -131,6 +134,10 @@ def demo(console: Console, outcome: Outcome) -> None:
 
 def _first_url(outcome: Outcome) -> str:
     return next((row.result.run_url for row in outcome.rows if row.result), "RUN_URL")
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else value_text(value)
 
 
 def line(console: Console, text: str) -> None:

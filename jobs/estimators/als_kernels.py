@@ -2,18 +2,17 @@
 
 Every kernel releases the GIL and runs on one thread, so blocks are the unit of parallelism. The result of a row
 depends on nothing but that row and the other side's factors: it is the same in whatever block the row lies.
-Kernels are compiled on first use, a few seconds a process. They are cached on disk only where NUMBA_CACHE_DIR
-names a folder: numba's own choice of one fails at import in a container with a read-only file system.
+Kernels are compiled on first use, which takes seconds a process where `compiled.IS_CACHED` is false.
 Called by `jobs.estimators.als` alone.
 """
 
 from __future__ import annotations
 
-import os
-
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from jobs.estimators.compiled import IS_CACHED
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32] | NDArray[np.int64]
@@ -26,7 +25,7 @@ _compiled = numba.njit(
     nogil=True,
     error_model="numpy",
     fastmath={"reassoc", "contract"},
-    cache=bool(os.environ.get("NUMBA_CACHE_DIR")),
+    cache=IS_CACHED,
 )
 
 

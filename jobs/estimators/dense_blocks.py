@@ -47,27 +47,44 @@ def dense_blocks(X: Any, y: Any = None, sample_weight: Any = None) -> Blocks:
 
 
 def _dask_blocks(X: Any, y: Any, sample_weight: Any) -> Blocks:
-    X, y, sample_weight = (_dask_array(each) for each in (X, y, sample_weight))
-    X = X.rechunk({1: -1}) if X.numblocks[1] > 1 else X
+    X = _dask_rows(X)
     lengths = X.chunks[0]
+    rows = sparse_blocks.as_blocks(X.to_delayed().ravel().tolist())
     columns = []
     for column in (y, sample_weight):
-        if column is not None and column.shape[0] != X.shape[0]:
-            raise ValueError(f"X has {X.shape[0]} rows, y or sample_weight has {column.shape[0]}")
-        columns.append(None if column is None else column.rechunk((lengths,)).to_delayed().ravel().tolist())
-    rows = sparse_blocks.as_blocks(X.to_delayed().ravel().tolist())
-    futures = [[None] * len(rows) if column is None else sparse_blocks.as_blocks(column) for column in columns]
+        if column is None:
+            columns.append([None] * len(rows))
+            continue
+        column = _dask_column(column, X.shape[0]).rechunk((lengths,))
+        columns.append(sparse_blocks.as_blocks(column.to_delayed().ravel().tolist()))
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(int).tolist()
-    return Blocks(rows, futures[0], futures[1], starts, int(X.shape[1]))
+    return Blocks(rows, columns[0], columns[1], starts, int(X.shape[1]))
 
 
-def _dask_array(X: Any) -> Any:
-    if X is None or not is_dask_collection(X):
-        return X if X is None else da.from_array(np.asarray(X), chunks="auto")
-    array = X if isinstance(X, da.Array) else X.to_dask_array(lengths=True)
-    if np.isnan(array.shape[0]):
-        array = array.compute_chunk_sizes()
-    return array
+def _dask_array(values: Any) -> Any:
+    """Return a dask.array of known chunks; where they have to be counted, what was read for it is kept."""
+    if not is_dask_collection(values):
+        return da.from_array(np.asarray(values), chunks="auto")
+    array = values if isinstance(values, da.Array) else values.to_dask_array()
+    return array.persist().compute_chunk_sizes() if np.isnan(array.shape[0]) else array
+
+
+def _dask_rows(X: Any) -> Any:
+    """Return a dask.array (n, p) of floats whose blocks are whole rows."""
+    array = _dask_array(X)
+    if array.ndim != 2:
+        raise ValueError(f"Expected 2D array, got {array.ndim}D array instead; reshape your data.")
+    array = array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+    return array.rechunk({1: -1}) if array.numblocks[1] > 1 else array
+
+
+def _dask_column(values: Any, n: int) -> Any:
+    column = _dask_array(values)
+    if column.ndim == 2 and column.shape[1] == 1:
+        column = column[:, 0]
+    if column.shape != (n,):
+        raise ValueError(f"X has {n} rows, y or sample_weight has the shape {column.shape}")
+    return column
 
 
 def _column(values: Any, n: int) -> NDArray[Any]:
@@ -84,16 +101,27 @@ def _float_array(X: Any) -> NDArray[Any]:
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
 
 
-def map_rows(function: Any, X: Any, n_columns: int | None, dtype: Any) -> Any:
-    """Apply ``function(rows (m, p)) -> (m,) or (m, n_columns)`` block by block; the same kind of container comes back.
+def map_rows(function: Any, X: Any, n_features: int, dtype: Any, n_columns: int | None = None) -> Any:
+    """Apply ``function(rows (m, n_features)) -> (m,) or (m, n_columns)`` block by block.
 
     Dask collections give a lazy dask.array, anything else an array.
+
+    Raises
+    ------
+    ValueError
+        When X has another number of columns.
     """
-    if not is_dask_collection(X):
-        return function(np.ascontiguousarray(_float_array(X)))
-    array = _dask_array(X)
-    array = array.rechunk({1: -1}) if array.numblocks[1] > 1 else array
+    if is_dask_collection(X):
+        rows = _dask_rows(X)
+    else:
+        rows = np.ascontiguousarray(_float_array(X))
+        if rows.ndim != 2:
+            raise ValueError(f"Expected 2D array, got {rows.ndim}D array instead; reshape your data.")
+    if rows.shape[1] != n_features:
+        raise ValueError(f"X has {rows.shape[1]} features, but the model was fitted to {n_features}.")
+    if not isinstance(rows, da.Array):
+        return function(rows)
     if n_columns is None:
-        return array.map_blocks(function, dtype=dtype, drop_axis=1, meta=np.empty(0, dtype=dtype))
-    chunks = (array.chunks[0], (n_columns,))
-    return array.map_blocks(function, dtype=dtype, chunks=chunks, meta=np.empty((0, n_columns), dtype=dtype))
+        return rows.map_blocks(function, dtype=dtype, drop_axis=1, meta=np.empty(0, dtype=dtype))
+    chunks = (rows.chunks[0], (n_columns,))
+    return rows.map_blocks(function, dtype=dtype, chunks=chunks, meta=np.empty((0, n_columns), dtype=dtype))

@@ -33,7 +33,7 @@ class Keyphrase:
 
 @dataclass(frozen=True)
 class _PairCounts:
-    """Documents that hold a pair of columns, by group; `keys`, sorted: (first · n_columns + second) · n_groups + group."""
+    """Documents that hold a pair of columns, by group. Keys: (first · n_columns + second) · n_groups + group."""
 
     keys: NDArray[np.int64]
     counts: NDArray[np.int64]

@@ -1,10 +1,13 @@
-"""The loops of k-means over one block: distances by BLAS in chunks that stay in the cache, the rest compiled.
+"""The loops of k-means over blocks of rows: distances by BLAS in chunks that stay in the cache, the rest compiled.
 
-Called by KMeans, on the workers. Functions take a block (n, p) of float32 or float64 and never write to it.
+Called by KMeans and its start, on the workers. A block is (n, p) of float32 or float64 and is never written to. Which
+centre is nearest is a function of the row and the centres alone: BLAS rounds by the shape of what it multiplies, so
+where its scores are too close to tell, the distances are summed up one by one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numba
@@ -15,79 +18,129 @@ from numpy.typing import NDArray
 _CHUNK = 1024
 
 Array = NDArray[np.floating]
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int32]
 
 
 class Assigned(NamedTuple):
-    """Sums of the rows of each cluster (k, p), their numbers (k,), and the sum of squared distances to the centres."""
+    """Of s sets of k centres: sums of the rows of each centre (s, k, p), their numbers (s, k), inertias (s,)."""
 
-    sums: NDArray[np.float64]
-    counts: NDArray[np.float64]
-    inertia: float
+    sums: Floats
+    counts: Floats
+    inertias: Floats
 
 
-def assigned(rows: Array, centres: NDArray[np.float64]) -> Assigned:
-    """Assign each row to its nearest centre (k, p) and add the rows up by cluster."""
-    sums, counts = np.zeros(centres.shape), np.zeros(len(centres))
-    inertia = 0.0
-    for chunk, labels in _chunks(rows, centres):
-        inertia += _accumulate(chunk, labels, centres, sums, counts)
-    return Assigned(sums, counts, inertia)
+class Near(NamedTuple):
+    """Squared distance of each row to its nearest centre (n,), and that centre's number (n,)."""
+
+    squares: Floats
+    labels: Labels
+
+
+def assigned(blocks: Sequence[Array], centres: Floats) -> Assigned:
+    """Assign each row to its nearest centre of each set (s, k, p), and add the rows up by centre."""
+    n_sets, k, p = centres.shape
+    flat = centres.reshape(n_sets * k, p)
+    sums, counts, inertias = np.zeros(flat.shape), np.zeros(len(flat)), np.zeros(n_sets)
+    for rows in blocks:
+        for chunk in _chunks(rows, flat):
+            for place in range(n_sets):
+                labels = chunk.nearest(place * k, (place + 1) * k)
+                inertias[place] += _accumulate(chunk.rows, labels, flat, sums, counts, place * k)
+    return Assigned(sums.reshape(centres.shape), counts.reshape(n_sets, k), inertias)
 
 
 def added(a: Assigned, b: Assigned) -> Assigned:
-    """Add two blocks' results."""
-    return Assigned(a.sums + b.sums, a.counts + b.counts, a.inertia + b.inertia)
+    """Add two results."""
+    return Assigned(a.sums + b.sums, a.counts + b.counts, a.inertias + b.inertias)
 
 
-def nearest(rows: Array, centres: NDArray[np.float64]) -> NDArray[np.int32]:
+def nearest(rows: Array, centres: Floats) -> Labels:
     """Return the number of each row's nearest centre (n,); the first of equally near ones."""
-    found = [labels for _, labels in _chunks(rows, centres)]
+    found = [chunk.nearest(0, len(centres)) for chunk in _chunks(rows, centres)]
     return np.concatenate(found) if found else np.zeros(0, np.int32)
 
 
-def distances(rows: Array, centres: NDArray[np.float64]) -> NDArray[np.float64]:
+def near(rows: Array, centres: Floats) -> Near:
+    """Return each row's nearest centre and the squared distance to it."""
+    labels = nearest(rows, centres)
+    return Near(_squares(np.ascontiguousarray(rows), labels, centres), labels)
+
+
+def distances(rows: Array, centres: Floats) -> Floats:
     """Return the Euclidean distance of each row to each centre (n, k)."""
-    squares = (rows * rows).sum(axis=1)[:, None] - 2.0 * rows @ centres.T.astype(rows.dtype)
-    squares = squares + (centres * centres).sum(axis=1)
-    return np.sqrt(np.maximum(squares, 0.0))
+    return _distances(np.ascontiguousarray(rows), centres)
 
 
-def squared_to_nearest(rows: Array, centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the squared distance of each row to its nearest centre (n,)."""
-    found = [_squared(chunk, labels, centres) for chunk, labels in _chunks(rows, centres)]
-    return np.concatenate(found) if found else np.zeros(0)
+class _Chunk(NamedTuple):
+    """Some rows and their scores |x − c|² − |x|² (m, k), as right as `margins` (m,) say."""
+
+    rows: Array
+    scores: Array
+    margins: Array
+    centres: Floats
+
+    def nearest(self, first: int, stop: int) -> Labels:
+        """Return which of the centres `first` … `stop` is nearest, counted from `first`."""
+        return _nearest(*self, first, stop)
 
 
-def _chunks(rows: Array, centres: NDArray[np.float64]):  # type: ignore[no-untyped-def]
-    """Yield chunks of rows with the labels of their nearest centres.
+def _chunks(rows: Array, centres: Floats) -> Iterator[_Chunk]:
+    """Score the rows chunk by chunk as |c|² − 2 x·c, seen from the middle of the centres.
 
-    |x − c|² = |x|² − 2 x·c + |c|²; |x|² is the same for all centres of a row and need not be known.
+    Far from the origin both terms would be huge and their difference nothing but rounding errors.
     """
-    weights = (-2.0 * centres).astype(rows.dtype).T.copy()
-    norms = np.einsum("ij,ij->i", centres, centres).astype(rows.dtype)
+    origin = centres.mean(axis=0).astype(rows.dtype)
+    moved = centres - origin
+    norms = np.einsum("ij,ij->i", moved, moved)
+    # A bound of the error of the difference of two scores: sums of p products, and what comes before and after.
+    error = (rows.shape[1] + 8) * float(np.finfo(rows.dtype).eps)
+    weights = (-2.0 * moved.T).astype(rows.dtype, order="C")
+    offsets, largest = norms.astype(rows.dtype), float(norms.max())
     for start in range(0, len(rows), _CHUNK):
-        chunk = rows[start : start + _CHUNK]
-        yield chunk, _argmin(chunk @ weights, norms)
+        chunk = np.ascontiguousarray(rows[start : start + _CHUNK])
+        seen = chunk - origin
+        scores = seen @ weights
+        scores += offsets
+        yield _Chunk(chunk, scores, error * (np.einsum("ij,ij->i", seen, seen) + largest), centres)
 
 
 @numba.njit(nogil=True, cache=True)
-def _argmin(scores, norms):  # type: ignore[no-untyped-def]
-    labels = np.empty(scores.shape[0], np.int32)
-    for i in range(scores.shape[0]):
-        best, label = scores[i, 0] + norms[0], 0
-        for j in range(1, scores.shape[1]):
-            score = scores[i, j] + norms[j]
+def _nearest(rows, scores, margins, centres, first, stop):  # type: ignore[no-untyped-def]
+    labels = np.empty(rows.shape[0], np.int32)
+    for i in range(rows.shape[0]):
+        label, best, second = first, scores[i, first], np.inf
+        for j in range(first + 1, stop):
+            score = scores[i, j]
             if score < best:
-                best, label = score, j
-        labels[i] = label
+                label, best, second = j, score, best
+            elif score < second:
+                second = score
+        if second - best <= margins[i]:
+            limit, least = best + margins[i], np.inf
+            for j in range(first, stop):
+                if scores[i, j] <= limit:
+                    square = _square(rows[i], centres[j])
+                    if square < least:
+                        label, least = j, square
+        labels[i] = label - first
     return labels
 
 
 @numba.njit(nogil=True, cache=True)
-def _accumulate(rows, labels, centres, sums, counts):  # type: ignore[no-untyped-def]
+def _square(row, centre):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for j in range(len(row)):
+        gap = np.float64(row[j]) - centre[j]
+        total += gap * gap
+    return total
+
+
+@numba.njit(nogil=True, cache=True)
+def _accumulate(rows, labels, centres, sums, counts, first):  # type: ignore[no-untyped-def]
     inertia = 0.0
     for i in range(rows.shape[0]):
-        label = labels[i]
+        label = first + labels[i]
         counts[label] += 1.0
         for j in range(rows.shape[1]):
             value = np.float64(rows[i, j])
@@ -98,26 +151,17 @@ def _accumulate(rows, labels, centres, sums, counts):  # type: ignore[no-untyped
 
 
 @numba.njit(nogil=True, cache=True)
-def _squared(rows, labels, centres):  # type: ignore[no-untyped-def]
+def _squares(rows, labels, centres):  # type: ignore[no-untyped-def]
     squares = np.empty(rows.shape[0])
     for i in range(rows.shape[0]):
-        total = 0.0
-        for j in range(rows.shape[1]):
-            gap = np.float64(rows[i, j]) - centres[labels[i], j]
-            total += gap * gap
-        squares[i] = total
+        squares[i] = _square(rows[i], centres[labels[i]])
     return squares
 
 
-def uniform(seed: int, draw: int, start: int, n: int) -> NDArray[np.float64]:
-    """Return numbers in (0, 1) for the rows `start` … `start + n`: a function of seed, draw and global row alone.
-
-    SplitMix64 (Steele, Lea and Flood 2014) of a counter, so that blocks need not know of each other.
-    """
-    with np.errstate(over="ignore"):
-        base = np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]
-        state = (np.arange(start, start + n, dtype=np.uint64) + base) * np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
-    return ((state >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+@numba.njit(nogil=True, cache=True)
+def _distances(rows, centres):  # type: ignore[no-untyped-def]
+    found = np.empty((rows.shape[0], centres.shape[0]))
+    for i in range(rows.shape[0]):
+        for j in range(centres.shape[0]):
+            found[i, j] = np.sqrt(_square(rows[i], centres[j]))
+    return found

@@ -20,6 +20,8 @@ _REFINE_ABOVE = 1e4
 _N_REFINEMENTS = 2
 # Below this share of unexplained variance, the sum of squared residuals is counted, not inferred by subtraction.
 _COUNT_RESIDUALS_BELOW = 1e-6
+# Below this share of its squared length in the null space, a coefficient counts as determined.
+_UNDETERMINED = 1e-10
 
 
 class LinearRegression(RegressorMixin, BaseEstimator):
@@ -39,11 +41,13 @@ class LinearRegression(RegressorMixin, BaseEstimator):
     coef_ : ndarray of shape (p,)
     intercept_ : float
     standard_errors_ : ndarray of shape (p,)
-        Of the coefficients; NaN where there are no degrees of freedom left, or columns depend on each other.
+        Of the coefficients; NaN for a column that is constant or depends on others, and for all where there are no
+        degrees of freedom left.
     intercept_standard_error_ : float
     t_values_ : ndarray of shape (p,)
     r2_ : float
-        Share of the (weighted) variance of y that the fit explains, on the rows that it was fitted on.
+        Share of the (weighted) variance of y that the fit explains, on the rows that it was fitted on; without an
+        intercept, of the mean square of y.
     n_samples_, rank_, n_features_in_ : int
     """
 
@@ -88,7 +92,8 @@ class LinearRegression(RegressorMixin, BaseEstimator):
     def predict(self, X: Any) -> Any:
         """Return predictions (n,) for X (n, p), lazily for Dask collections."""
         check_is_fitted(self)
-        return map_rows(partial(_predicted, coef=self.coef_, intercept=self.intercept_), X, None, np.float64)
+        function = partial(_predicted, coef=self.coef_, intercept=self.intercept_)
+        return map_rows(function, X, self.n_features_in_, np.float64)
 
     def _refined(
         self, blocks: Blocks, system: _Scaled, coef: NDArray[np.float64], centre: NDArray[np.float64]
@@ -104,16 +109,12 @@ class LinearRegression(RegressorMixin, BaseEstimator):
         return coef, float(squares)
 
     def _errors(self, system: _Scaled, squares: float, weight: float, means: NDArray[np.float64]) -> None:
-        n_free = self.n_samples_ - self.n_features_in_ - self.fit_intercept
-        if n_free <= 0 or system.rank < self.n_features_in_:
-            self.standard_errors_ = np.full(self.n_features_in_, np.nan)
-            self.intercept_standard_error_ = float("nan")
-        else:
-            variance = max(squares, 0.0) / n_free
-            inverse = system.inverse()
-            self.standard_errors_ = np.sqrt(variance * np.diag(inverse))
-            constant = 1.0 / weight + means @ inverse @ means
-            self.intercept_standard_error_ = float(np.sqrt(variance * constant)) if self.fit_intercept else 0.0
+        n_free = self.n_samples_ - self.rank_ - self.fit_intercept
+        variance = max(squares, 0.0) / n_free if n_free > 0 else np.nan
+        inverse = system.inverse()
+        self.standard_errors_ = np.where(system.is_estimable, np.sqrt(variance * np.diag(inverse)), np.nan)
+        constant = 1.0 / weight + means @ inverse @ means
+        self.intercept_standard_error_ = float(np.sqrt(variance * constant)) if self.fit_intercept else 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
             self.t_values_ = self.coef_ / self.standard_errors_
 
@@ -133,6 +134,8 @@ class _Scaled:
         self.rank = int(is_sound.sum())
         self._inverse_values = np.where(is_sound, 1.0 / np.where(is_sound, values, 1.0), 0.0)
         self.condition = largest / float(values[is_sound][0]) if self.rank else 1.0
+        # A coefficient is determined by the data unless it has a part in what the data cannot tell.
+        self.is_estimable = (vectors[:, ~is_sound] ** 2).sum(axis=1) < _UNDETERMINED
         self._factor = scipy.linalg.cho_factor(scaled) if self.rank == len(values) else None
 
     def solve(self, right: NDArray[np.float64]) -> NDArray[np.float64]:

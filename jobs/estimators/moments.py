@@ -43,6 +43,11 @@ def moments(
         Weight of each row, at least 0. Rows of weight 0 are not counted.
     with_products : bool
         Whether to return all products (q, q) or the squares alone (q,).
+
+    Raises
+    ------
+    ValueError
+        When a weight is negative.
     """
     q = columns.shape[1] + (last is not None)
     total = Moments(0, 0.0, np.zeros(q), np.zeros((q, q) if with_products else q))
@@ -56,18 +61,22 @@ def moments(
 
 
 def _of_chunk(chunk: NDArray[np.float64], weights: NDArray[np.floating] | None, with_products: bool) -> Moments:
-    if weights is None:
-        n, weight = len(chunk), float(len(chunk))
-        means = chunk.mean(axis=0)
-        left = centred = chunk - means
-    else:
+    n, weight = len(chunk), float(len(chunk))
+    if weights is not None:
         weights = np.asarray(weights, dtype=np.float64)
+        if (weights < 0).any():
+            raise ValueError(f"sample_weight has a negative value, {weights.min():g}; weights are at least 0.")
         n, weight = int(np.count_nonzero(weights)), float(weights.sum())
-        means = weights @ chunk / (weight or 1.0)
-        centred = chunk - means
-        left = centred * weights[:, None]
-    products = left.T @ centred if with_products else np.einsum("ij,ij->j", left, centred)
-    return Moments(n, weight, means, products)
+    # Seen from a row of its own, a column that never changes has exactly no spread; its mean alone would leave
+    # rounding errors that look like one.
+    origin = chunk[0 if weights is None else int(np.argmax(weights > 0))]
+    with np.errstate(invalid="ignore", over="ignore"):  # the caller reports what is not finite
+        centred = chunk - origin
+        offset = centred.mean(axis=0) if weights is None else weights @ centred / (weight or 1.0)
+        centred -= offset
+        left = centred if weights is None else centred * weights[:, None]
+        products = left.T @ centred if with_products else np.einsum("ij,ij->j", left, centred)
+    return Moments(n, weight, origin + offset, products)
 
 
 def merged(a: Moments, b: Moments) -> Moments:
@@ -77,7 +86,9 @@ def merged(a: Moments, b: Moments) -> Moments:
     if b.weight == 0:
         return a
     weight = a.weight + b.weight
-    gap = b.means - a.means
-    spread = np.outer(gap, gap) if a.products.ndim == 2 else gap * gap
-    means = a.means + gap * (b.weight / weight)
-    return Moments(a.n + b.n, weight, means, a.products + b.products + spread * (a.weight * b.weight / weight))
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = b.means - a.means
+        spread = np.outer(gap, gap) if a.products.ndim == 2 else gap * gap
+        means = a.means + gap * (b.weight / weight)
+        products = a.products + b.products + spread * (a.weight * b.weight / weight)
+    return Moments(a.n + b.n, weight, means, products)

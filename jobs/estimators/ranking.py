@@ -13,7 +13,6 @@ with the lower index comes first. All functions work on one block of users; call
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,8 @@ from typing import Any
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from jobs.estimators.compiled import IS_CACHED
 
 Floats = NDArray[np.float64]
 
@@ -149,7 +150,7 @@ def _entries(matrix: Any, chunk: slice) -> tuple[NDArray[np.int64], Any]:
     return np.repeat(np.arange(len(counts)), counts), matrix.indices[start:stop]
 
 
-@numba.njit(nogil=True, cache=bool(os.environ.get("NUMBA_CACHE_DIR")))
+@numba.njit(nogil=True, cache=IS_CACHED)
 def _select(scores: Floats, best: NDArray[np.int64], best_scores: Floats) -> None:
     """Insert every score that belongs there into the sorted list of its row: about n_items + k² log(n_items / k)."""
     k = best.shape[1]

@@ -224,7 +224,7 @@ class TfidfVectorizer(BaseEstimator):
 def count_terms(documents: Any, analyzer: Analyzer) -> TermCounts:
     """Count the terms of one block of documents."""
     words = analyzer.words(documents)
-    parts = []
+    parts: list[tuple[NDArray[np.int32], NDArray[np.int64], pa.Array]] = []
     if analyzer.ngram_range[0] == 1:
         parts.append((words.ids, words.starts, words.terms))
     if analyzer.ngram_range[1] == 2:
@@ -233,17 +233,17 @@ def count_terms(documents: Any, analyzer: Analyzer) -> TermCounts:
         left, right = np.divmod(pairs, max(len(words.terms), 1))
         terms = joined(words.terms.take(pa.array(left)), words.terms.take(pa.array(right)))
         parts.append((ids.astype(np.int32), pair_starts, terms))
-    matrices = []
-    for ids, starts, terms in parts:
-        counts, columns, ends = counted(ids, starts, len(terms))
-        matrices.append(sparse.csr_array((counts, columns, ends), shape=(len(starts) - 1, len(terms))))
+    matrices = [
+        sparse.csr_array(counted(ids, starts, len(terms)), shape=(len(starts) - 1, len(terms)))
+        for ids, starts, terms in parts
+    ]
     matrix = matrices[0] if len(matrices) == 1 else sparse.hstack(matrices, format="csr")
     terms = pa.concat_arrays([part[2] for part in parts])
     if analyzer.n_hashed is None:
         return TermCounts(matrix, terms)
-    columns = column_of(terms, analyzer.n_hashed)
+    hashes = column_of(terms, analyzer.n_hashed)
     hashed = sparse.csr_array(
-        (matrix.data, columns[matrix.indices], matrix.indptr), shape=(matrix.shape[0], analyzer.n_hashed)
+        (matrix.data, hashes[matrix.indices], matrix.indptr), shape=(matrix.shape[0], analyzer.n_hashed)
     )
     hashed.sum_duplicates()
     return TermCounts(hashed, None)
@@ -313,9 +313,17 @@ def _limited(
 
 def _merge_terms(left: pa.Table, right: pa.Table) -> pa.Table:
     """Add up the counts of terms in two tables."""
-    sums = [(name, "sum") for name in left.column_names if name != "term"]
-    merged = pa.concat_tables([left, right]).group_by("term", use_threads=False).aggregate(sums)
-    return merged.rename_columns([name.removesuffix("_sum") for name in merged.column_names])
+    both = pa.concat_tables([left, right]).combine_chunks()
+    if not len(both):
+        return both
+    terms = both["term"].chunk(0).dictionary_encode()
+    which = terms.indices.to_numpy()
+    sums = {
+        name: np.bincount(which, weights=both[name].to_numpy()).astype(np.int64)
+        for name in both.column_names
+        if name != "term"
+    }
+    return pa.table({"term": terms.dictionary} | sums)
 
 
 def _terms_of_columns(documents: Any, analyzer: Analyzer, columns: NDArray[Any]) -> pa.Table:

@@ -126,7 +126,8 @@ def predict_block(
     classes: tuple[str, ...],
     model_url: str,
     predictions_url: str,
-    tta: str,
+    mirror: bool,
+    move: bool,
 ) -> BlockScore:
     """Predict the rows of one block, write them as Parquet, and count."""
     index, (start, stop) = numbered
@@ -134,7 +135,7 @@ def predict_block(
     labels = rows["labels"]
     model, device = _model(model_url, config)
     chunks = torch.from_numpy(rows["images"]).split(_FORWARD_IMAGES)
-    probabilities = torch.cat([predict(model, chunk.to(device), tta).cpu() for chunk in chunks]).numpy()
+    probabilities = torch.cat([predict(model, chunk.to(device), mirror, move).cpu() for chunk in chunks]).numpy()
     predicted = probabilities.argmax(axis=1)
     surest = probabilities.max(axis=1)
     names = np.array(classes, dtype=object)

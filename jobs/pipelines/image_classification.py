@@ -240,7 +240,8 @@ def evaluate(job: Job, prepared: Prepared, model: Model) -> Evaluation:
         tuple(prepared.classes),
         job.artifact_url("model.safetensors"),
         job.artifact_url("predictions"),
-        job.params.tta,
+        job.params.tta and job.params.flip,
+        job.params.tta and job.params.translate > 0,
         unit="blocks",
     )
     for score in scores:

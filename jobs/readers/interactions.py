@@ -258,8 +258,8 @@ def _lines(part: Part) -> bytes:
     is_first = part.start == 0 or storage.read_bytes(part.url, part.start - 1, part.start) == b"\n"
     data = storage.read_bytes(part.url, part.start, part.stop)
     if not is_first:
-        _, newline, data = data.partition(b"\n")
-        if not newline:
+        data = data.partition(b"\n")[2]
+        if not data:  # no line begins here
             return b""
     position = part.stop
     while position < part.end and not data.endswith(b"\n"):

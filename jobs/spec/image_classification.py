@@ -40,9 +40,10 @@ class ImageClassificationParams(Params):
     )
     flip: bool = Field(True, description="Mirror the images in every other epoch; off for digits and letters.")
     translate: int = Field(2, ge=0, le=32, description="Training images move by up to so many pixels.")
-    tta: Literal["none", "mirror", "multicrop"] = Field(
-        "multicrop",
-        description="Test-time augmentation: mean over the mirrored image, or over mirrored and moved ones.",
+    tta: bool = Field(
+        True,
+        description="Test-time augmentation: the mean over the image, its mirror image (with flip) and the image "
+        "moved by a pixel (with translate).",
     )
     image_size: int | None = Field(
         None,

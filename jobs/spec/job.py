@@ -41,9 +41,7 @@ class JobSpec(StrictModel):
     """One job: a pipeline, its params, what it reads and where it writes."""
 
     pipeline: str = Field(description="Which pipeline: " + ", ".join(PIPELINES) + ".")
-    params: SerializeAsAny[Params] = Field(
-        Params(), validate_default=True, description="The pipeline's params."
-    )
+    params: SerializeAsAny[Params] = Field(Params(), validate_default=True, description="The pipeline's params.")
     input: Input = Field(description="Where the data is: a URL, or a mapping with url, test_url and format.")
     output: str = Field(min_length=1, description="The URL under which the run's folder is made.")
     run_id: str | None = Field(

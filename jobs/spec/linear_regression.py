@@ -1,7 +1,13 @@
 """Params of the linear_regression pipeline."""
 
-from jobs.spec.base import Params
+from pydantic import Field
+
+from jobs.spec.tabular import TableParams
 
 
-class LinearRegressionParams(Params):
-    """Placeholder until the pipeline's author writes it."""
+class LinearRegressionParams(TableParams):
+    """Least squares on a table, with standard errors and t values."""
+
+    target: str = Field(min_length=1, description="Column to predict, of numbers.")
+    fit_intercept: bool = Field(True, description="Whether the model has a constant.")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="Share of rows set aside for the test.")

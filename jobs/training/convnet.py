@@ -8,7 +8,6 @@ schedule, test-time augmentation.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -238,26 +237,22 @@ def triangle(share: float) -> float:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, tta: str) -> Tensor:
+def predict(model: nn.Module, images: Tensor, mirror: bool, move: bool) -> Tensor:
     """Return class probabilities (k, classes) of images uint8 (k, height, width, channels).
 
-    `tta`: ``none``; ``mirror``, the mean over the image and its mirror image; ``multicrop``, half of it
-    that and half of it the same of the image moved by one pixel, up-left and down-right.
+    With `mirror` the logits are means over the image and its mirror image; with `move` half of them are the image's
+    and the other half those of the image moved by one pixel, up-left and down-right.
     """
     model.eval()
-    mirrored = functools.partial(_mirrored, model)
-    if tta == "none":
-        logits = model(images)
-    elif tta == "mirror":
-        logits = mirrored(images)
-    else:
-        padded = F.pad(images.permute(0, 3, 1, 2).float(), (1, 1, 1, 1), mode="reflect")
-        moved = [padded[:, :, i : i + images.shape[1], i : i + images.shape[2]] for i in (0, 2)]
-        up_left, down_right = (mirrored(m.permute(0, 2, 3, 1)) for m in moved)
-        logits = 0.5 * mirrored(images) + 0.25 * up_left + 0.25 * down_right
+
+    def logits_of(several: Tensor) -> Tensor:
+        logits: Tensor = model(several)
+        return 0.5 * (logits + model(several.flip(2))) if mirror else logits
+
+    logits = logits_of(images)
+    if move:
+        height, width = images.shape[1:3]
+        padded = F.pad(images.permute(0, 3, 1, 2).float(), (1, 1, 1, 1), mode="reflect").permute(0, 2, 3, 1)
+        up_left, down_right = (logits_of(padded[:, i : i + height, i : i + width]) for i in (2, 0))
+        logits = 0.5 * logits + 0.25 * (up_left + down_right)
     return logits.softmax(dim=1)
-
-
-def _mirrored(model: nn.Module, images: Tensor) -> Tensor:
-    logits: Tensor = 0.5 * (model(images) + model(images.flip(2)))
-    return logits

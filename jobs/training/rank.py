@@ -1,77 +1,33 @@
 """One rank of a fit: the loop that runs as a task on a worker.
 
 Each step's global batch is cut into the same micro-batches whatever the number of ranks; rank r of W computes those
-numbered r, r + W, …. What they yield (gradients, buffers such as BatchNorm's statistics, the loss) is added up as
-integers in one float64 buffer, in units of 2^-46, and summed over the ranks in one all-reduce. Sums of integers below
-2^53 are exact in any order, so every world size takes the same step, bit for bit where the hardware is the same.
+numbered r, r + W, …. What they yield is summed over the ranks in one all-reduce, which also tells who failed: so a step
+ends for all ranks or for none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
 from distributed import get_worker
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs.errors import SpecError
 from jobs.training.collective import Group, pick_device
+from jobs.training.plan import Plan, Step, steps
+from jobs.training.prefetch import Prefetcher
+from jobs.training.sums import Sums
 
-# Unit of the sums: far below what float32 gradients resolve, and exact up to magnitudes of 2^53 / 2^46 = 128.
-_UNITS = 2.0**46
-_N_PREFETCHED = 4
 _PROGRESS_EVERY_S = 0.5
 _model_lock = threading.Lock()  # torch's generator is one for the process, in which other ranks may run
-
-Batch = tuple[Tensor, Tensor]
-
-
-class OpenData(Protocol):
-    """Training data where it is used."""
-
-    def batch(self, indices: NDArray[np.int64], epoch: int) -> Batch:
-        """Return inputs (k, ...) and targets (k, ...); augmentation depends on seed, epoch and index alone."""
-        ...
-
-
-class Data(Protocol):
-    """Training data as it is sent to the ranks: small and picklable."""
-
-    @property
-    def n_samples(self) -> int:
-        """How many there are."""
-        ...
-
-    def open(self) -> OpenData:
-        """Make it readable on this worker."""
-        ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all ranks know: the trainer's arguments."""
-
-    model_fn: Callable[[], nn.Module]
-    loss_fn: Callable[[Tensor, Tensor], Tensor]
-    optimiser_fn: Callable[[nn.Module], torch.optim.Optimizer]
-    schedule_fn: Callable[[float], float]
-    data: Data
-    epochs: int
-    batch_size: int
-    micro_batch_size: int
-    seed: int
-    world_size: int
-    timeout_s: float
 
 
 @dataclass
@@ -110,32 +66,6 @@ class PeerFailedError(RuntimeError):
 
 class CancelledFitError(RuntimeError):
     """Whoever asked for this fit does not want it any more."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step: its samples by micro-batch, the epoch, and the samples seen before it."""
-
-    micro_batches: list[NDArray[np.int64]]
-    epoch: int
-    n_seen: int
-    is_last_of_epoch: bool
-
-    @property
-    def n(self) -> int:
-        """Samples of the step."""
-        return sum(map(len, self.micro_batches))
-
-
-def steps(plan: Plan) -> Iterator[Step]:
-    """Yield all steps of a fit: a function of seed and sizes alone. An epoch's last batch may be smaller."""
-    n = plan.data.n_samples
-    for epoch in range(plan.epochs):
-        order = np.random.default_rng(np.random.SeedSequence([plan.seed, epoch])).permutation(n)
-        for start in range(0, n, plan.batch_size):
-            batch = order[start : start + plan.batch_size]
-            micro_batches = np.array_split(batch, math.ceil(len(batch) / plan.micro_batch_size))
-            yield Step(micro_batches, epoch, epoch * n + start, start + plan.batch_size >= n)
 
 
 def build_model(plan: Plan) -> nn.Module:
@@ -194,13 +124,13 @@ class _Rank:
         self.base_lrs = [group["lr"] for group in self.optimiser.param_groups]
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.buffers = list(self.model.buffers())
-        self.sums = _Sums(self.parameters, self.buffers, self.device)
+        self.sums = Sums(self.parameters, self.buffers, self.device)
         self.data = self.plan.data.open()
 
     def _train(self) -> list[Epoch]:
         history: list[Epoch] = []
         loss_sum, epoch_start = 0.0, time.perf_counter()
-        with _Prefetcher(self.data, self.plan, self.rank, self.device) as prefetcher:
+        with Prefetcher(self.data, self.plan, self.rank, self.device) as prefetcher:
             for step in steps(self.plan):
                 loss_sum += self._step(step, prefetcher) * step.n
                 if step.is_last_of_epoch:
@@ -212,7 +142,7 @@ class _Rank:
                 self._report(step, step.n_seen + step.n, history)
         return history
 
-    def _step(self, step: Step, prefetcher: _Prefetcher) -> float:
+    def _step(self, step: Step, prefetcher: Prefetcher) -> float:
         factor = self.plan.schedule_fn(step.n_seen / self.n_total)
         for group, lr in zip(self.optimiser.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
@@ -234,7 +164,7 @@ class _Rank:
         self.timings.compute_s += time.perf_counter() - start
         return loss
 
-    def _accumulate(self, step: Step, prefetcher: _Prefetcher) -> None:
+    def _accumulate(self, step: Step, prefetcher: Prefetcher) -> None:
         before = [buffer.clone() for buffer in self.buffers]
         for index in range(self.rank, len(step.micro_batches), self.plan.world_size):
             start = time.perf_counter()
@@ -283,84 +213,6 @@ class _Rank:
         if self.rank == 0 and (now - self.last_progress > _PROGRESS_EVERY_S or step.is_last_of_epoch):
             self.last_progress = now
             self.worker.log_event(self.topic, {"n_seen": n_seen})
-
-
-class _Sums:
-    """One flat float64 buffer: gradients, float and integer buffers, loss, failed, cancelled."""
-
-    def __init__(self, parameters: list[nn.Parameter], buffers: list[Tensor], device: torch.device) -> None:
-        self.parameters, self.buffers = parameters, buffers
-        n = sum(t.numel() for t in [*parameters, *buffers])
-        self.flat = torch.zeros(n + 3, dtype=torch.float64, device=device)
-
-    def add(self, loss: Tensor, share: float) -> None:
-        """Add what one micro-batch yielded, weighted by its share (1 on average)."""
-        parts = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1).double() for p in self.parameters]
-        parts += [buffer.reshape(-1).double() for buffer in self.buffers]
-        parts.append(loss.reshape(1).double())
-        self.flat[:-2] += torch.cat(parts).mul_(share * _UNITS).round_()
-
-    def unpack(self, n_micro_batches: int) -> float:
-        """Set gradients and buffers to the means over the step's micro-batches; return the mean loss."""
-        means = self.flat[:-2] / (n_micro_batches * _UNITS)
-        offset = 0
-        with torch.no_grad():
-            for p in self.parameters:
-                p.grad = means[offset : offset + p.numel()].view(p.shape).to(p.dtype)
-                offset += p.numel()
-            for buffer in self.buffers:
-                value = means[offset : offset + buffer.numel()].view(buffer.shape)
-                buffer.copy_(value if buffer.is_floating_point() else value.round())
-                offset += buffer.numel()
-        return float(means[-1])
-
-
-class _Prefetcher:
-    """Reads this rank's micro-batches ahead, in one background thread, a few at most."""
-
-    def __init__(self, data: OpenData, plan: Plan, rank: int, device: torch.device) -> None:
-        self._data, self._plan, self._rank, self._device = data, plan, rank, device
-        self._queue: queue.Queue[Batch | Exception] = queue.Queue(_N_PREFETCHED)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, name=f"prefetch-{rank}", daemon=True)
-
-    def __enter__(self) -> _Prefetcher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=10)
-
-    def next(self) -> Batch:
-        """Return the next micro-batch; raises what reading it raised."""
-        try:
-            item = self._queue.get(timeout=self._plan.timeout_s)
-        except queue.Empty as error:
-            raise TimeoutError(f"no batch of training data in {self._plan.timeout_s:.0f} s") from error
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def _fill(self) -> None:
-        torch.set_num_threads(1)
-        try:
-            for step in steps(self._plan):
-                for indices in step.micro_batches[self._rank :: self._plan.world_size]:
-                    inputs, targets = self._data.batch(indices, step.epoch)
-                    if not self._put((inputs.to(self._device), targets.to(self._device))):
-                        return
-        except Exception as error:
-            self._put(error)
-
-    def _put(self, item: Batch | Exception) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from jobs.errors import DaskyardError, SpecError, WorkersLostError
 from jobs.training.collective import CollectiveError, StoreHost, store_address
-from jobs.training.rank import CancelledFitError, Data, Epoch, PeerFailedError, Plan, RankResult, Timings, run_rank
+from jobs.training.plan import Data, Plan
+from jobs.training.rank import CancelledFitError, Epoch, PeerFailedError, RankResult, Timings, run_rank
 
 # How long the other ranks have to tell what really happened, once one of them failed.
 _GRACE_S = 5.0
@@ -82,7 +83,7 @@ class Trainer:
     optimiser_fn
         Makes the optimiser of a model.
     data
-        See `jobs.training.rank.Data`.
+        See `jobs.training.plan.Data`.
     schedule_fn
         Share of all samples seen, in [0, 1) → factor on each parameter group's learning rate.
     batch_size, micro_batch_size

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from jobs import demo, spec
 from jobs.cli.app import app
-from jobs.datasets import DATASETS, Dataset, catalogue, convert
+from jobs.datasets import DATASETS, Dataset, catalogue, convert, sources
 
 DIGITS = """
 pipeline: image_classification
@@ -25,7 +25,8 @@ def small_demo(tmp_path, monkeypatch):
     """A demo that needs no network: digits, which come with scikit-learn, and a data set that nobody has."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("DASKYARD_DATA_DIR", raising=False)
-    absent = Dataset("absent", "nowhere to be had", "None.", {"all": 1}, {"a.parquet": "0" * 64}, (), convert.copy)
+    nowhere = (sources.Folder(tmp_path / "nowhere"),)
+    absent = Dataset("absent", "nowhere to be had", "None.", {"all": 1}, {"a.parquet": "0" * 64}, nowhere, convert.copy)
     monkeypatch.setitem(catalogue.DATASETS, "absent", absent)
     examples = tmp_path / "examples"
     examples.mkdir()
@@ -42,15 +43,15 @@ def test_the_demo_goes_on_after_a_failure_falls_back_to_other_images_and_keeps_w
     result = CliRunner().invoke(app, ["demo", "--workers", "1", "--keep", str(keep)], env={"COLUMNS": "80"})
     assert result.exit_code == 75, result.output
     table = result.stdout
-    print(result.output)
     assert "failed" in table
-    assert "data set absent: " in table
+    assert "kmeans failed: data set absent: " in table
     assert "put a.parquet into a folder and name it in DASKYARD_DATA_DIR" in table
-    assert "not absent, because: " in table
-    (line,) = [line for line in table.splitlines() if line.startswith(" 2   image_classification")]
+    assert "  with digits: not absent, because: " in table
+    (line,) = [line for line in table.splitlines() if line.startswith("image_classification")]
     # 1,438 images for training and 359 for testing.
-    assert line.split()[2:5] == ["digits", "1,797", "1"]
-    (run_url,) = [line.split()[1] for line in table.splitlines() if line.startswith("2  s3://demo/runs/")]
+    assert line.split()[1:4] == ["digits", "1,797", "1"]
+    assert len(line) <= 80
+    (run_url,) = [line for line in table.splitlines() if line.startswith("s3://demo/runs/")]
     assert [path.name for path in (keep / "reports").iterdir()] == [run_url.rsplit("/", 1)[1] + ".html"]
     assert f"python -m jobs.local_s3 {keep}/s3 daskyard show {run_url}" in table
 
@@ -66,8 +67,15 @@ def test_only_an_unknown_pipeline_is_exit_code_2():
 
 
 @pytest.mark.parametrize("cases", demo.CASES, ids=lambda cases: cases[0].example)
-def test_every_job_of_the_demo_is_a_valid_example_that_reads_its_data_set(cases):
+def test_every_job_of_the_demo_is_a_valid_example(cases):
     for case in cases:
         assert case.dataset in DATASETS
         job = spec.load(Path(str(demo.examples() / case.example)), case.sets)
-        assert job.input.url.startswith(f"s3://{demo.BUCKET}/data/")
+        assert job.output == demo.OUTPUT
+
+
+def test_a_job_reads_the_one_file_or_both_parts_or_the_folder():
+    assert demo._input("s3://d/a", ["s3://d/a/x.parquet"]) == {"url": "s3://d/a/x.parquet"}
+    both = {"url": "s3://d/a/train.parquet", "test_url": "s3://d/a/test.parquet"}
+    assert demo._input("s3://d/a", ["s3://d/a/test.parquet", "s3://d/a/train.parquet"]) == both
+    assert demo._input("s3://d/a", ["s3://d/a/train-images.gz", "s3://d/a/t10k-images.gz"]) == {"url": "s3://d/a"}

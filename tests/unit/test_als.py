@@ -148,7 +148,9 @@ def test_the_result_is_the_same_for_any_number_of_blocks(model: Any, n_blocks: i
 @pytest.fixture(scope="module", params=[1, 2, 4])
 def threaded_client(request: pytest.FixtureRequest) -> Iterator[Client]:
     with (
-        LocalCluster(n_workers=request.param, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=request.param, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+        ) as cluster,
         Client(cluster) as client,
     ):
         yield client

@@ -72,7 +72,9 @@ def zipped(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def read(url: str, scratch: Path, kind: str = "auto", size: int | None = None, test_url: str | None = None) -> tuple[Scan, list[Decoded]]:
+def read(
+    url: str, scratch: Path, kind: str = "auto", size: int | None = None, test_url: str | None = None
+) -> tuple[Scan, list[Decoded]]:
     found = scan(list_input(url), list_input(test_url) if test_url else None, kind, size, str(scratch / "scratch"))
     return found, [decode(found, i) for i in range(len(found.parts))]
 
@@ -119,18 +121,28 @@ def test_class_folders_are_read_pixel_by_pixel(tmp_path: Path) -> None:
 def test_train_and_test_folders_are_the_splits(tmp_path: Path) -> None:
     files = class_folders(3, "train/") | class_folders(2, "test/")
     found, parts = read(put(tmp_path / "data", files), tmp_path)
-    assert [(part.split, len(d.labels)) for part, d in zip(found.parts, parts, strict=True)] == [("train", 9), ("test", 6)]
+    assert [(part.split, len(d.labels)) for part, d in zip(found.parts, parts, strict=True)] == [
+        ("train", 9),
+        ("test", 6),
+    ]
 
 
 def test_a_test_url_is_the_test_set(tmp_path: Path) -> None:
     train, test = put(tmp_path / "a", class_folders(3)), put(tmp_path / "b", class_folders(1))
     found, parts = read(train, tmp_path, test_url=test)
-    assert [(part.split, len(d.labels)) for part, d in zip(found.parts, parts, strict=True)] == [("train", 9), ("test", 3)]
+    assert [(part.split, len(d.labels)) for part, d in zip(found.parts, parts, strict=True)] == [
+        ("train", 9),
+        ("test", 3),
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.xz", "tar.bz2", "tgz", "zip"])
 def test_archives_hold_what_folders_hold(tmp_path: Path, suffix: str) -> None:
-    files = class_folders(3, "pets/train/") | class_folders(2, "pets/test/") | {"pets/train/.hidden/x.png": b"?", "pets/README": b"!"}
+    files = (
+        class_folders(3, "pets/train/")
+        | class_folders(2, "pets/test/")
+        | {"pets/train/.hidden/x.png": b"?", "pets/README": b"!"}
+    )
     mode = {"gz": "w:gz", "xz": "w:xz", "z2": "w:bz2", "ar": "w", "ip": ""}[suffix[-2:]]
     data = zipped(files) if suffix == "zip" else tarred(files, "w:gz" if suffix == "tgz" else mode)
     plain, plain_parts = read(put(tmp_path / "plain", files), tmp_path / "s1")
@@ -182,7 +194,9 @@ def test_images_of_several_sizes_are_resized_where_a_size_is_given(tmp_path: Pat
 
 def test_images_of_several_sizes_are_an_error_that_names_one(tmp_path: Path) -> None:
     files = class_folders() | {"bee/large.png": picture(random_pixels(40, 30, 3))}
-    with pytest.raises(InputError, match=r"bee/large\.png: 40 x 30 pixels among images of 9 x 8; set params\.image_size"):
+    with pytest.raises(
+        InputError, match=r"bee/large\.png: 40 x 30 pixels among images of 9 x 8; set params\.image_size"
+    ):
         read(put(tmp_path / "data", files), tmp_path)
 
 
@@ -239,7 +253,10 @@ def test_an_archive_cut_by_its_last_bytes_is_an_error(tmp_path: Path) -> None:
         ({"0.png": picture(random_pixels(9, 8, 3))}, "lies in no class's folder"),
         ({"test/a/0.png": b"", "test/b/0.png": b""}, "no training images"),
         ({"a/0.png": b"x", "b/0.png": b"y"}, "none of 2 images looked at can be opened"),
-        ({"a/0.png": picture(random_pixels(4, 4)), "b/0.png": picture(random_pixels(4, 4))}, "4 x 4 pixels are too small"),
+        (
+            {"a/0.png": picture(random_pixels(4, 4)), "b/0.png": picture(random_pixels(4, 4))},
+            "4 x 4 pixels are too small",
+        ),
         (class_folders(1, "train/") | {"test/dog/0.png": b""}, "the test set has a class 'dog'"),
         ({"cifar-10-batches-bin/data_batch_1.bin": b"\0" * 5000}, "5000 bytes are not a whole number"),
         ({"cifar-10-batches-bin/data_batch_1.bin": b""}, "0 bytes are not a whole number"),
@@ -254,7 +271,10 @@ def test_an_archive_cut_by_its_last_bytes_is_an_error(tmp_path: Path) -> None:
             "2 labels for 3 images",
         ),
         (
-            {"train-images-idx3-ubyte": idx(random_pixels(3, 9, 9)), "train-labels-idx1-ubyte": idx(np.zeros(3, np.uint8))},
+            {
+                "train-images-idx3-ubyte": idx(random_pixels(3, 9, 9)),
+                "train-labels-idx1-ubyte": idx(np.zeros(3, np.uint8)),
+            },
             "one class only",
         ),
     ],

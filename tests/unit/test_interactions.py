@@ -239,7 +239,7 @@ def test_a_file_that_is_not_parquet_or_a_damaged_one_is_refused(frame: pd.DataFr
 
 def test_names_for_the_columns_of_parquet_are_refused(frame: pd.DataFrame, tmp_path: Path) -> None:
     path = written(frame, tmp_path / "a.parquet")
-    with pytest.raises(SpecError, match="names its columns itself; leave params.columns out"):
+    with pytest.raises(SpecError, match=r"names its columns itself; leave params\.columns out"):
         read_all(path, Columns("user_id", "item_id", "rating", None, ("user_id", "item_id", "rating")))
 
 

@@ -93,15 +93,3 @@ def test_fewer_rows_than_clusters_and_missing_values_are_refused() -> None:
         KMeans(4).fit(np.ones((3, 2)))
     with pytest.raises(ValueError, match="NaN or infinity"):
         KMeans(2).fit(np.array([[1.0], [np.nan], [2.0]]))
-
-
-def test_random_numbers_of_rows_do_not_depend_on_where_a_block_begins() -> None:
-    whole = kernels.uniform(5, 1, 0, 10_000)
-    np.testing.assert_array_equal(
-        np.concatenate([kernels.uniform(5, 1, 0, 77), kernels.uniform(5, 1, 77, 9_923)]), whole
-    )
-    assert (whole > 0).all()
-    assert (whole < 1).all()
-    assert whole.mean() == pytest.approx(0.5, abs=0.01)
-    assert abs(np.corrcoef(whole[1:], whole[:-1])[0, 1]) < 0.03
-    assert not np.array_equal(whole, kernels.uniform(5, 2, 0, 10_000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs.errors import SpecError, WorkersLostError
-from jobs.training.rank import Plan, steps
+from jobs.training.collective import StoreHost, store_address
+from jobs.training.plan import Plan, steps
+from jobs.training.rank import run_rank
 from jobs.training.trainer import Trainer, TrainResult
 
 N_SAMPLES = 203  # neither a multiple of the batch nor of the micro-batch
@@ -259,6 +262,28 @@ def test_a_model_that_cannot_be_made_ends_the_fit(threads_client: Client) -> Non
 
     with pytest.raises(KeyError, match="no such layer"):
         fit(threads_client, 4, model_fn=broken)
+
+
+def test_an_interrupted_fit_stops_its_ranks(threads_client: Client) -> None:
+    trainer = Trainer(
+        perceptron, cross_entropy, nesterov, SlowBlobs(), epochs=1000, batch_size=64, world_size=2, timeout_s=20
+    )
+    plan = Plan(**{name: getattr(trainer, name) for name in Plan.__dataclass_fields__})
+    workers = sorted(threads_client.nthreads())[:2]
+    store = threads_client.submit(StoreHost, 20.0, workers=workers[:1], pure=False)
+    address = threads_client.submit(store_address, store, pure=False).result()
+    ranks = [
+        threads_client.submit(run_rank, plan, rank, address, "topic", workers=[worker], pure=False)
+        for rank, worker in enumerate(workers)
+    ]
+    deadline = time.monotonic() + 20
+    while sum(map(len, threads_client.processing().values())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    threads_client.cancel(ranks)
+    while any(thread.name.startswith("prefetch-") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_more_ranks_than_workers_is_a_spec_error(threads_client: Client) -> None:

@@ -110,14 +110,19 @@ def test_the_schedule_is_a_triangle() -> None:
     assert triangle(0.115) == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("tta", ["mirror", "multicrop"])
-def test_mirrored_images_get_the_same_prediction(tta: str) -> None:
+def test_with_mirroring_an_image_and_its_mirror_image_get_the_same_prediction() -> None:
     net, x = network((16, 16), 3), torch.from_numpy(images(4, 16, 16))
-    if tta == "mirror":
-        torch.testing.assert_close(predict(net, x, tta), predict(net, x.flip(2), tta))
-    torch.testing.assert_close(predict(net, x, tta).sum(dim=1), torch.ones(4))
+    torch.testing.assert_close(predict(net, x, True, False), predict(net, x.flip(2), True, False))
+
+
+def test_with_moving_a_quarter_of_the_logits_is_each_moved_image_s() -> None:
+    net, x = network((16, 16), 3), torch.from_numpy(images(4, 16, 16))
+    padded = np.pad(x.numpy(), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    moved = [net(torch.from_numpy(padded[:, i : i + 16, i : i + 16].copy())) for i in (0, 2)]
+    expected = (0.5 * net(x) + 0.25 * moved[0] + 0.25 * moved[1]).softmax(dim=1)
+    torch.testing.assert_close(predict(net, x, False, True), expected.detach())
 
 
 def test_without_augmentation_predictions_are_the_network_s_own() -> None:
     net, x = network((16, 16), 3), torch.from_numpy(images(4, 16, 16))
-    torch.testing.assert_close(predict(net, x, "none"), net(x).softmax(dim=1).detach())
+    torch.testing.assert_close(predict(net, x, False, False), net(x).softmax(dim=1).detach())

@@ -85,9 +85,7 @@ def test_the_index_is_created_once(tmp_path: Path) -> None:
 
 def test_shards_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     url = str(tmp_path / "shards")
-    infos = [
-        write_shard(f"{url}/{dtype}.raw", {"x": np.zeros(3, dtype)}) for dtype in ("float32", "float64")
-    ]
+    infos = [write_shard(f"{url}/{dtype}.raw", {"x": np.zeros(3, dtype)}) for dtype in ("float32", "float64")]
     with pytest.raises(InputError, match="differ in dtype or shape"):
         commit_index(url, infos)
 

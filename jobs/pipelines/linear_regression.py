@@ -1,0 +1,99 @@
+"""linear_regression: least squares on a table, from one pass of sufficient statistics over the training rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.estimators.linear_regression import LinearRegression
+from jobs.job import Evaluation, Job
+from jobs.pipelines import tabular
+from jobs.pipelines.tabular import Loaded, Prepared
+from jobs.report.sections import Note, Table
+
+Floats = NDArray[np.float64]
+
+
+def load(job: Job) -> Loaded:
+    """Read and profile the columns."""
+    return tabular.load(job, job.params.target)
+
+
+def prepare(job: Job, loaded: Loaded) -> Prepared:
+    """Impute, encode and split."""
+    target = tabular.numeric_target(job, loaded, job.params.target)
+    return tabular.prepare(job, loaded, target, job.params.test_fraction, is_standardised=False)
+
+
+def fit(job: Job, prepared: Prepared) -> LinearRegression:
+    """Fit on the training rows."""
+    with tabular.current(job):
+        return LinearRegression(fit_intercept=job.params.fit_intercept).fit(*tabular.arrays(prepared, "train"))
+
+
+def evaluate(job: Job, prepared: Prepared, model: LinearRegression) -> Evaluation:
+    """R², RMSE and MAE on the test rows."""
+    with tabular.current(job):
+        metrics = regression_metrics(model, *tabular.arrays(prepared, "test"))
+    metrics |= {
+        "r2_train": model.r2_,
+        "n_train": model.n_samples_,
+        "n_test": sum(prepared.n_test),
+        "n_columns": model.n_features_in_,
+        **prepared.counts,
+    }
+    rows = [
+        [name, *map(float, figures)]
+        for name, *figures in zip(
+            prepared.encoder.names, model.coef_, model.standard_errors_, model.t_values_, strict=True
+        )
+    ]
+    rows.insert(0, ["(intercept)", model.intercept_, model.intercept_standard_error_, _ratio(model)])
+    sections: list[Any] = [Table("Coefficients", ["column", "coefficient", "standard error", "t"], rows)]
+    if model.rank_ < model.n_features_in_:
+        dependent = f"The columns have rank {model.rank_} of {model.n_features_in_}: some follow from others."
+        sections.append(Note("Dependent columns", dependent + " There are no standard errors then."))
+    return Evaluation("r2", metrics, sections)
+
+
+def write(job: Job, prepared: Prepared, model: LinearRegression, evaluation: Evaluation) -> None:
+    """Write model.json and the test rows' predictions."""
+    names = prepared.encoder.names
+    document = {
+        "target": job.params.target,
+        "intercept": model.intercept_,
+        "coefficients": dict(zip(names, model.coef_.tolist(), strict=True)),
+        "standard_errors": _finite(names, model.standard_errors_),
+        "encoding": prepared.encoder.document(),
+    }
+    job.write_json("model.json", document)
+    tabular.write_rows(job, prepared, "test", "predictions", _predictions, model.coef_, model.intercept_)
+
+
+def regression_metrics(model: Any, X: da.Array, y: da.Array) -> dict[str, float | int | str]:
+    """R², root mean squared and mean absolute error of ``model.predict(X)`` (n,) against y (n,)."""
+    gaps = y - model.predict(X)
+    squares, absolute, n = (gaps**2).sum(), abs(gaps).sum(), len(y)
+    squares, absolute, variation = dask.compute(squares, absolute, ((y - y.mean()) ** 2).sum())
+    return {
+        "r2": float(1 - squares / variation) if variation > 0 else float(squares == 0),
+        "rmse": float(np.sqrt(squares / n)),
+        "mae": float(absolute / n),
+    }
+
+
+def _predictions(X: Floats, y: Floats, coef: Floats, intercept: float) -> dict[str, Floats]:
+    return {"target": y, "prediction": X @ coef + intercept}
+
+
+def _ratio(model: LinearRegression) -> float:
+    error = model.intercept_standard_error_
+    return model.intercept_ / error if error else float("nan")
+
+
+def _finite(names: list[str], values: Floats) -> dict[str, float] | None:
+    return dict(zip(names, values.tolist(), strict=True)) if np.isfinite(values).all() else None

@@ -1,0 +1,168 @@
+"""Turns partitions of a table into numbers: impute, encode categories, standardise, split. Pure functions of one partition.
+
+Called by the pipelines on tables, which find the encoder's figures in two passes over the training rows first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from jobs.randomness import uniform
+from jobs.readers.table_profile import numbers, texts
+
+Floats = NDArray[np.float64]
+
+# Which draw of a row's random numbers decides whether it is a test row.
+_SPLIT_DRAW = 1
+MISSING = "missing"
+
+
+class Spread(NamedTuple):
+    """Of each column of numbers: finite values (q,), their mean (q,) and their centred sum of squares (q,)."""
+
+    n: Floats
+    means: Floats
+    squares: Floats
+
+
+@dataclass(frozen=True)
+class Target:
+    """The column to predict: of numbers, or of classes (text → position)."""
+
+    name: str
+    classes: tuple[str, ...] | None = None
+
+    def values(self, frame: pd.DataFrame) -> Floats:
+        """Return numbers or class positions (n,); NaN where there is none."""
+        if self.classes is None:
+            found = numbers(frame[self.name])
+            return np.where(np.isfinite(found), found, np.nan)
+        codes = pd.Categorical(texts(frame[self.name]), categories=list(self.classes)).codes.astype(np.float64)
+        return np.where(codes < 0, np.nan, codes)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows are test rows: a function of seed and global row number. `fraction` 0: none."""
+
+    seed: int
+    fraction: float
+
+    def is_test(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of the global rows (n,) are test rows."""
+        return uniform(self.seed, _SPLIT_DRAW, rows) < self.fraction
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Columns of numbers and of categories → one float64 matrix.
+
+    Attributes
+    ----------
+    numbers : tuple of str
+        Columns of numbers; what is missing or infinite becomes the mean, then (x − mean) / scale where standardised.
+    means, scales : ndarray of shape (q,)
+    categories : dict of str to tuple of str
+        Column → its values, each a column of 0 and 1. A value that is not among them gives zeros.
+    is_standardised : bool
+    """
+
+    numbers: tuple[str, ...]
+    means: Floats
+    scales: Floats
+    categories: dict[str, tuple[str, ...]]
+    is_standardised: bool
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the matrix's columns."""
+        return [*self.numbers, *(f"{name}={value}" for name, values in self.categories.items() for value in values)]
+
+    def transform(self, frame: pd.DataFrame) -> tuple[Floats, int, int]:
+        """Return the matrix (n, p), how many numbers were imputed, and how many categories were unknown."""
+        matrix = np.zeros((len(frame), len(self.names)))
+        n_imputed = n_unknown = 0
+        for place, (name, mean, scale) in enumerate(zip(self.numbers, self.means, self.scales, strict=True)):
+            values = numbers(frame[name])
+            is_usable = np.isfinite(values)
+            n_imputed += int(len(values) - is_usable.sum())
+            values = np.where(is_usable, values, mean)
+            matrix[:, place] = (values - mean) / scale if self.is_standardised else values
+        place = len(self.numbers)
+        for name, known in self.categories.items():
+            codes = pd.Categorical(texts(frame[name]).fillna(MISSING), categories=list(known)).codes
+            is_known = codes >= 0
+            matrix[np.flatnonzero(is_known), place + codes[is_known]] = 1.0
+            n_unknown += int(len(codes) - is_known.sum())
+            place += len(known)
+        return matrix, n_imputed, n_unknown
+
+    def document(self) -> dict[str, Any]:
+        """Return what somebody else needs to encode rows alike, as JSON."""
+        return {
+            "numbers": [
+                {"name": name, "mean": float(mean), "scale": float(scale)}
+                for name, mean, scale in zip(self.numbers, self.means, self.scales, strict=True)
+            ],
+            "categories": {name: list(values) for name, values in self.categories.items()},
+            "is_standardised": self.is_standardised,
+            "columns": self.names,
+        }
+
+
+class Half(NamedTuple):
+    """Training or test rows of a partition: matrix (n, p), target (n,), global row numbers (n,)."""
+
+    X: Floats
+    y: Floats
+    rows: NDArray[np.int64]
+
+
+class Encoded(NamedTuple):
+    """A partition as numbers, and what had to be done to it."""
+
+    train: Half
+    test: Half
+    n_dropped: int
+    n_imputed: int
+    n_unknown: int
+
+
+def spread(frame: pd.DataFrame, start: int, names: tuple[str, ...], target: Target | None, split: Split) -> Spread:
+    """Mean and spread of the columns of numbers over the training rows of a partition that begins at row `start`."""
+    chosen = ~split.is_test(np.arange(start, start + len(frame)))
+    if target is not None:
+        chosen &= ~np.isnan(target.values(frame))
+    n, means, squares = np.zeros(len(names)), np.zeros(len(names)), np.zeros(len(names))
+    for place, name in enumerate(names):
+        values = numbers(frame[name])[chosen]
+        values = values[np.isfinite(values)]
+        if len(values):
+            n[place], means[place] = len(values), values.mean()
+            squares[place] = ((values - means[place]) ** 2).sum()
+    return Spread(n, means, squares)
+
+
+def merged_spread(a: Spread, b: Spread) -> Spread:
+    """Merge two partitions' spreads: Chan, Golub and LeVeque 1979."""
+    n = a.n + b.n
+    gap = b.means - a.means
+    share = b.n / np.where(n > 0, n, 1.0)
+    return Spread(n, a.means + gap * share, a.squares + b.squares + gap * gap * a.n * share)
+
+
+def encode(frame: pd.DataFrame, start: int, encoder: Encoder, target: Target | None, split: Split) -> Encoded:
+    """Encode and split a partition that begins at global row `start`; rows without a target are dropped."""
+    rows = np.arange(start, start + len(frame))
+    y = np.zeros(len(frame)) if target is None else target.values(frame)
+    kept = ~np.isnan(y)
+    matrix, n_imputed, n_unknown = encoder.transform(frame[kept])
+    rows, y = rows[kept], y[kept]
+    is_test = split.is_test(rows)
+    halves = [Half(np.ascontiguousarray(matrix[chosen]), y[chosen], rows[chosen]) for chosen in (~is_test, is_test)]
+    return Encoded(halves[0], halves[1], int(len(kept) - kept.sum()), n_imputed, n_unknown)

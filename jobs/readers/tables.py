@@ -1,0 +1,244 @@
+"""Tables from CSV, TSV and Parquet files as a dask.dataframe, read in partitions on the workers.
+
+Text files are read as text: what type a column has is decided over the whole input (see `table_profile`), not by the
+first lines of a file or by each partition for itself. Called by the pipelines on tables.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dask.dataframe as dd
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import storage
+from jobs.errors import InputError
+from jobs.storage import StoredFile
+
+_SUFFIXES = {
+    "csv": (".csv", ".csv.gz"),
+    "tsv": (".tsv", ".tsv.gz", ".tab", ".tab.gz"),
+    "parquet": (".parquet", ".parq", ".pq"),
+}
+_SEPARATORS = {"csv": ",", "tsv": "\t"}
+# What pandas takes for missing in text, without "None" and "null", which may be names.
+_MISSING = ["", "NA", "N/A", "NaN", "nan", "NULL", "#N/A"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One partition: a range of a text file's bytes, or a range of a Parquet file's row groups."""
+
+    file: StoredFile
+    format: str
+    start: int
+    stop: int
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that nobody has read yet."""
+
+    files: list[StoredFile]
+    parts: list[Part]
+    columns: tuple[str, ...]
+
+    def frame(self, columns: Sequence[str]) -> Any:
+        """Return some of its columns as a dask.dataframe, one partition a part."""
+        head = self.parts[0]
+        kind = _parquet_schema(head.file) if head.format == "parquet" else None
+        meta = pd.DataFrame({name: _empty(kind, name) for name in columns})
+        return dd.from_map(read_part, self.parts, columns=tuple(columns), meta=meta, enforce_metadata=False)
+
+
+def open_table(url: str, format: str, blocksize: int) -> Table:
+    """List the files of a table and cut them into parts of about `blocksize` bytes.
+
+    Parameters
+    ----------
+    url : str
+        A file, a folder or a glob.
+    format : str
+        csv, tsv, parquet, or auto: by the names of the files.
+    blocksize : int
+        Bytes. Compressed text is not cut.
+
+    Raises
+    ------
+    InputError
+        When files are of several formats, are empty, or have other columns than the first.
+    """
+    listed = storage.list_files(url)
+    format = _format_of(url, listed) if format == "auto" else format
+    if format not in _SUFFIXES:
+        raise InputError(f"{url}: format {format} is no table; set input.format to csv, tsv or parquet")
+    files = [file for file in listed if len(listed) == 1 or file.url.lower().endswith(_SUFFIXES[format])]
+    if not files:
+        raise InputError(f"{url}: no {format} files among {len(listed)}; correct input.format or the URL")
+    parts: list[Part] = []
+    columns: tuple[str, ...] | None = None
+    for file in files:
+        if file.size == 0:
+            raise InputError(f"{file.url}: empty file; remove it or write it again")
+        found = _cut_parquet(file, blocksize) if format == "parquet" else _cut_text(file, format, blocksize)
+        columns = columns or found[0].columns
+        if found[0].columns != columns:
+            odd = sorted(set(columns) ^ set(found[0].columns)) or list(found[0].columns)
+            raise InputError(
+                f"{file.url}: its columns differ from those of {files[0].url} ({_few(odd)}); read them separately"
+            )
+        parts += found
+    return Table(files, parts, columns or ())
+
+
+def read_part(part: Part, columns: Sequence[str]) -> pd.DataFrame:
+    """Read some columns of a part; text files give text, Parquet files their own types. Runs on a worker."""
+    with _mapped(part.file.url):
+        if part.format == "parquet":
+            return _read_parquet(part, columns)
+        return _read_text(part, columns)
+
+
+def _format_of(url: str, files: Sequence[StoredFile]) -> str:
+    found = {format for format, suffixes in _SUFFIXES.items() for file in files if file.url.lower().endswith(suffixes)}
+    if len(found) != 1:
+        what = f"files of several formats ({', '.join(sorted(found))})" if found else "no csv, tsv or parquet files"
+        raise InputError(f"{url}: {what}; set input.format or correct the URL")
+    return found.pop()
+
+
+def _cut_text(file: StoredFile, format: str, blocksize: int) -> list[Part]:
+    with _mapped(file.url):
+        columns = _header(file.url, format)
+    if file.url.lower().endswith(".gz"):
+        return [Part(file, format, 0, file.size, columns)]
+    n_parts = max(1, round(file.size / blocksize))
+    edges = [file.size * i // n_parts for i in range(n_parts + 1)]
+    return [Part(file, format, start, stop, columns) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+def _header(url: str, format: str) -> tuple[str, ...]:
+    with storage.open_input(url) as raw, _unpacked(url, raw) as file:
+        line = file.readline(1 << 20)
+    names = next(csv.reader([line.decode("utf-8-sig")], delimiter=_SEPARATORS[format]), [])
+    if not any(name.strip() for name in names):
+        raise InputError(f"{url}: the first line names no columns; write a header line")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{url}: column {twice[0]!r} stands twice in the header; rename one")
+    return tuple(names)
+
+
+def _read_text(part: Part, columns: Sequence[str]) -> pd.DataFrame:
+    url = part.file.url
+    if url.lower().endswith(".gz"):
+        with storage.open_input(url) as raw, gzip.open(raw) as file:
+            data = file.read()
+        data = data.partition(b"\n")[2]
+    else:
+        data = _lines_between(part)
+    if not data.strip():
+        return pd.DataFrame({name: pd.Series(dtype="str") for name in columns})
+    return pd.read_csv(
+        io.BytesIO(data),
+        sep=_SEPARATORS[part.format],
+        header=None,
+        names=list(part.columns),
+        usecols=list(columns),
+        index_col=False,
+        dtype="str",
+        keep_default_na=False,
+        na_values=_MISSING,
+        encoding="utf-8",
+    )[list(columns)]
+
+
+def _lines_between(part: Part) -> bytes:
+    """Return the lines that begin in the part, without the header; the last may end behind it."""
+    with storage.open_input(part.file.url, block_size=1 << 20) as file:
+        if part.start == 0:
+            file.readline()
+        else:
+            # The line that holds the byte before the part belongs to the part before.
+            file.seek(part.start - 1)
+            file.readline()
+        begin = file.tell()
+        if begin >= part.stop:
+            return b""
+        data: bytes = file.read(part.stop - begin)
+        return data if data.endswith(b"\n") else data + file.readline()
+
+
+def _cut_parquet(file: StoredFile, blocksize: int) -> list[Part]:
+    with _mapped(file.url), storage.open_input(file.url) as handle:
+        metadata = pq.ParquetFile(handle).metadata
+        columns = tuple(metadata.schema.to_arrow_schema().names)
+    parts: list[Part] = []
+    start = size = 0
+    for group in range(metadata.num_row_groups):
+        size += metadata.row_group(group).total_byte_size
+        if size >= blocksize or group == metadata.num_row_groups - 1:
+            parts.append(Part(file, "parquet", start, group + 1, columns))
+            start, size = group + 1, 0
+    return parts or [Part(file, "parquet", 0, 0, columns)]
+
+
+def _read_parquet(part: Part, columns: Sequence[str]) -> pd.DataFrame:
+    with storage.open_input(part.file.url) as handle:
+        table = pq.ParquetFile(handle).read_row_groups(range(part.start, part.stop), columns=list(columns))
+    return table.select(list(columns)).to_pandas(ignore_metadata=True)
+
+
+def _parquet_schema(file: StoredFile) -> pa.Schema:
+    with _mapped(file.url), storage.open_input(file.url) as handle:
+        return pq.read_schema(handle)
+
+
+def _empty(schema: pa.Schema | None, name: str) -> pd.Series:
+    if schema is None:
+        return pd.Series(dtype="str")
+    return schema.field(name).type.to_pandas_dtype() and pa.array([], schema.field(name).type).to_pandas()
+
+
+@contextmanager
+def _unpacked(url: str, raw: Any) -> Iterator[Any]:
+    if url.lower().endswith(".gz"):
+        with gzip.open(raw) as file:
+            yield file
+    else:
+        yield raw
+
+
+@contextmanager
+def _mapped(url: str) -> Iterator[None]:
+    """Turn what csv, gzip, pandas and pyarrow say of a bad file into one line about it."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{url}: not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8"
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{url}: damaged or cut gzip file ({error}); write it again") from error
+    except pd.errors.ParserError as error:
+        cause = str(error).replace("Error tokenizing data. C error: ", "").strip()
+        raise InputError(f"{url}: lines do not fit the header ({cause}); mend the file or its quoting") from error
+    except (pa.ArrowException, OSError) as error:
+        # Storage's own errors were mapped below; what is left is pyarrow's of a file that is no Parquet.
+        raise InputError(
+            f"{url}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again"
+        ) from error
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")

@@ -1,0 +1,200 @@
+"""image_classification from pictures to a committed model, on worker processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from distributed import Client
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, confusion_matrix
+
+from jobs import storage
+from jobs.errors import InputError, SpecError
+from jobs.pipelines import image_classification as pipeline
+from jobs.report.sections import Images, Matrix, Table
+from jobs.training.convnet import ConvNet, ConvNetConfig, predict
+from jobs.training.shards import Shards
+
+QUICK: dict[str, Any] = {
+    "epochs": 8,
+    "width": 16,
+    "batch_size": 64,
+    "micro_batch_size": 32,
+    "flip": False,
+    "translate": 1,
+    "label_smoothing": 0.1,
+    "precision": "float32",
+    "step_timeout_s": 60.0,
+}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits as PNG files in class folders."""
+    folder = tmp_path_factory.mktemp("digits")
+    data = load_digits()
+    for i, (pixels, label) in enumerate(zip(data.images, data.target, strict=True)):
+        path = folder / str(label) / f"{i:04d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray((pixels * 15.9).astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first digits as IDX files with a test set."""
+    folder = tmp_path_factory.mktemp("idx")
+    data = load_digits()
+    pixels, labels = (data.images * 15.9).astype(np.uint8), data.target.astype(np.uint8)
+    for name, rows in (("train", slice(0, 300)), ("t10k", slice(300, 400))):
+        for what, values in (("images-idx3", pixels[rows]), ("labels-idx1", labels[rows])):
+            header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+            (folder / f"{name}-{what}-ubyte").write_bytes(header + values.tobytes())
+    return folder
+
+
+def stages(job: Any) -> tuple[Any, Any, Any]:
+    """Run all stages; return what prepare, fit and evaluate returned."""
+    prepared = pipeline.prepare(job, pipeline.load(job))
+    model = pipeline.fit(job, prepared)
+    evaluation = pipeline.evaluate(job, prepared, model)
+    pipeline.write(job, prepared, model, evaluation)
+    return prepared, model, evaluation
+
+
+def test_digits_reach_95_percent_and_all_that_is_written_agrees(job_factory: Any, digits: Path) -> None:
+    job = job_factory("image_classification", QUICK | {"compare_world_sizes": [1, 2]}, str(digits))
+    prepared, _, evaluation = stages(job)
+    assert job.n_rows == 1797
+    assert evaluation.metrics["accuracy"] >= 0.95
+    # Predictions: one row per test image, and the metrics are those of the predictions.
+    files = {file.name: file for file in job.attempt.files}
+    parts = [pq.read_table(file.url) for name, file in files.items() if name.startswith("predictions/")]
+    labels = np.concatenate([part["label"].to_numpy() for part in parts])
+    predicted = np.concatenate([part["predicted"].to_numpy() for part in parts])
+    assert len(labels) == prepared.test.n_rows == evaluation.metrics["n_test"]
+    assert evaluation.metrics["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    [matrix] = [section for section in evaluation.sections if isinstance(section, Matrix)]
+    np.testing.assert_array_equal(matrix.values, confusion_matrix(labels, predicted, labels=list("0123456789")))
+    # The model that was written is the model that predicted.
+    description = json.loads(storage.read_bytes(files["model.json"].url))
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
+    net = ConvNet(ConvNetConfig(**settings))
+    net.load_state_dict(load_file(files["model.safetensors"].url))
+    rows = prepared.test.open().rows(0, prepared.test.n_rows)
+    again = predict(net, torch.from_numpy(rows["images"]), False, True).argmax(dim=1).numpy()
+    assert (np.array(description["classes"])[again] == predicted).mean() > 0.995
+    # One rank and two made the same model, and the report says what they took.
+    assert evaluation.metrics["max_weight_difference"] == 0
+    table = next(section for section in evaluation.sections if isinstance(section, Table))
+    assert [row[0] for row in table.rows] == [1, 2]
+    assert evaluation.metrics["efficiency_1"] == 1
+    [errors] = [section for section in evaluation.sections if isinstance(section, Images)]
+    assert len(errors.items) == min(24, (labels != predicted).sum())
+    assert not storage.exists(job.artifact_url("scratch"))
+
+
+def test_prepared_shards_are_used_again(job_factory: Any, small_idx: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job = job_factory("image_classification", QUICK, str(small_idx))
+    first = pipeline.prepare(job, pipeline.load(job))
+    indexes = [storage.join(s.url, "index.json") for s in (first.train, first.test)]
+    before = [storage.list_files(url)[0].etag for url in indexes]
+    again = job_factory("image_classification", QUICK | {"epochs": 3, "width": 8}, str(small_idx))
+    with caplog.at_level(logging.INFO, "daskyard"):
+        second = pipeline.prepare(again, pipeline.load(again))
+    assert "used again" in caplog.text
+    assert second == first
+    assert [storage.list_files(url)[0].etag for url in indexes] == before
+    assert (first.train.n_rows, first.test.n_rows) == (300, 100)
+
+
+def test_half_prepared_data_is_prepared_again(job_factory: Any, small_idx: Path) -> None:
+    job = job_factory("image_classification", QUICK, str(small_idx))
+    first = pipeline.prepare(job, pipeline.load(job))
+    storage.remove_tree(storage.join(first.train.url, "index.json"))
+    again = job_factory("image_classification", QUICK, str(small_idx))
+    assert pipeline.prepare(again, pipeline.load(again)) == first
+
+
+def test_the_split_is_a_function_of_the_seed(job_factory: Any, digits: Path, tmp_path: Path) -> None:
+    def test_numbers(seed: int, output: str) -> list[int]:
+        job = job_factory("image_classification", QUICK | {"seed": seed}, str(digits), str(tmp_path / output))
+        test: Shards = pipeline.prepare(job, pipeline.load(job)).test
+        return test.open().rows(0, test.n_rows, ["numbers"])["numbers"].tolist()
+
+    first = test_numbers(0, "a")
+    assert first == test_numbers(0, "b") != test_numbers(1, "c")
+    assert len(first) == pytest.approx(0.2 * 1797, rel=0.15)
+
+
+def test_everything_works_through_s3(job_factory: Any, small_idx: Path, s3: str) -> None:
+    for path in small_idx.iterdir():
+        storage.write_bytes(f"{s3}/idx/{path.name}", path.read_bytes())
+    params = QUICK | {"epochs": 2, "tta": False}
+    job = job_factory("image_classification", params, f"{s3}/idx", f"{s3}/runs")
+    _, _, evaluation = stages(job)
+    assert evaluation.metrics["n_test"] == 100
+    assert sorted(file.name for file in job.attempt.files) == [
+        "model.json",
+        "model.safetensors",
+        "predictions/part-00000.parquet",
+    ]
+
+
+def pictures(folder: Path, n_good: int, n_bad: int) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(buffer, "PNG")
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for i in range(n_good):
+            (folder / name / f"{i:04d}.png").write_bytes(buffer.getvalue())
+    for i in range(n_bad):
+        (folder / "b" / f"x{i}.png").write_bytes(buffer.getvalue()[:30])
+    return str(folder)
+
+
+def test_more_than_one_percent_of_broken_images_is_an_error(job_factory: Any, tmp_path: Path) -> None:
+    job = job_factory("image_classification", QUICK, pictures(tmp_path / "data", 100, 3))
+    with pytest.raises(InputError, match=r"3 of 203 images do not decode, the first is b/x0\.png"):
+        pipeline.prepare(job, pipeline.load(job))
+
+
+def test_one_percent_of_broken_images_is_counted_and_left_out(job_factory: Any, tmp_path: Path) -> None:
+    job = job_factory("image_classification", QUICK, pictures(tmp_path / "data", 100, 2))
+    prepared = pipeline.prepare(job, pipeline.load(job))
+    assert prepared.train.meta["n_bad"] == 2
+    assert job.n_rows == 200
+
+
+def test_more_ranks_than_workers_are_refused_before_anything_is_read(job_factory: Any, digits: Path) -> None:
+    job = job_factory("image_classification", QUICK | {"compare_world_sizes": [1, 3]}, str(digits))
+    with pytest.raises(SpecError, match=r"3 ranks need 3 workers, the cluster has 2"):
+        pipeline.load(job)
+
+
+@pytest.mark.parametrize("n_workers", [1, 4])
+def test_the_model_does_not_depend_on_the_number_of_workers(
+    job_factory: Any, small_idx: Path, client: Client, n_workers: int, tmp_path: Path
+) -> None:
+    params = QUICK | {"epochs": 2, "tta": False}
+    _, two, expected = stages(job_factory("image_classification", params, str(small_idx)))
+    with Client(
+        processes=False, n_workers=n_workers, threads_per_worker=1, dashboard_address=":0", set_as_default=False
+    ) as other:
+        job = job_factory("image_classification", params, str(small_idx), str(tmp_path / "other"), other)
+        _, model, evaluation = stages(job)
+    assert model.result.world_size == n_workers
+    for name, value in two.result.state_dict.items():
+        torch.testing.assert_close(model.result.state_dict[name], value, rtol=0, atol=1e-6)
+    assert evaluation.metrics["accuracy"] == expected.metrics["accuracy"]
