@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ def params(model: type[BaseModel]) -> list[Param]:
     schema = model.model_json_schema()
     required = schema.get("required", ())
     definitions = schema.get("$defs", {})
-    inherited = {name for base in model.__mro__[1:] for name in getattr(base, "__annotations__", {})}
+    depth = {name: i for i, base in enumerate(model.__mro__) for name in inspect.get_annotations(base)}
     found = [
         Param(
             name,
@@ -36,7 +37,7 @@ def params(model: type[BaseModel]) -> list[Param]:
         )
         for name, content in schema["properties"].items()
     ]
-    return sorted(found, key=lambda param: param.name in inherited)
+    return sorted(found, key=lambda param: depth[param.name])
 
 
 def summary(model: type[BaseModel]) -> str:

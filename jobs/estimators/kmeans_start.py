@@ -16,6 +16,7 @@ from sklearn import cluster
 from jobs.estimators import kmeans_kernels as kernels
 from jobs.estimators.kmeans_kernels import Array, Floats, Near
 from jobs.estimators.sparse_blocks import Runner, add
+from jobs.randomness import uniform
 
 # Bahmani et al. see no gain beyond five rounds that each take about two candidates a cluster.
 _N_ROUNDS = 5
@@ -96,7 +97,7 @@ def _first(blocks: list[Array], firsts: list[int], seeds: Sequence[int]) -> list
     for seed in seeds:
         keys, rows = [], []
         for block, first in zip(blocks, firsts, strict=True):
-            numbers = kernels.uniform(seed, 0, first, len(block))
+            numbers = uniform(seed, 0, np.arange(first, first + len(block)))
             chosen = np.argsort(numbers)[:1]
             keys.append(numbers[chosen])
             rows.append(block[chosen].astype(np.float64))
@@ -118,7 +119,7 @@ def _drawn(
     for seed, of_start, factor in zip(seeds, nears, factors, strict=True):
         keys, rows = [], []
         for block, first, near in zip(blocks, firsts, of_start, strict=True):
-            chosen = np.flatnonzero(kernels.uniform(seed, draw, first, len(block)) < factor * near.squares)
+            chosen = np.flatnonzero(uniform(seed, draw, np.arange(first, first + len(block))) < factor * near.squares)
             keys.append(first + chosen)
             rows.append(block[chosen].astype(np.float64))
         found.append(Drawn(np.concatenate(keys), np.concatenate(rows)))

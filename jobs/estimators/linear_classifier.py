@@ -91,7 +91,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         C: float = 1.0,
         fit_intercept: bool = True,
         class_weight: Literal["balanced"] | Mapping[Any, float] | None = None,
-        tol: float = 1e-6,
+        tol: float = 1e-4,
         max_iter: int = 100,
     ) -> None:
         self.C = C

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jobs.errors import InputError
 from jobs.estimators.kmeans import KMeans
-from jobs.estimators.kmeans_kernels import nearest, squared_to_nearest
+from jobs.estimators.kmeans_kernels import near, nearest
 from jobs.job import Evaluation, Job
 from jobs.pipelines import tabular
 from jobs.pipelines.tabular import Loaded, Prepared
@@ -115,4 +115,5 @@ def _in_original_units(prepared: Prepared, centres: Floats) -> Floats:
 
 
 def _assignments(X: Floats, y: Floats, centres: Floats) -> dict[str, Any]:
-    return {"cluster": nearest(X, centres), "distance": np.sqrt(squared_to_nearest(X, centres))}
+    found = near(X, centres)
+    return {"cluster": found.labels, "distance": np.sqrt(found.squares)}

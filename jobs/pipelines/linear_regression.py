@@ -46,7 +46,7 @@ def evaluate(job: Job, prepared: Prepared, model: LinearRegression) -> Evaluatio
         "n_columns": model.n_features_in_,
         **prepared.counts,
     }
-    rows = [
+    rows: list[list[str | int | float]] = [
         [name, *map(float, figures)]
         for name, *figures in zip(
             prepared.encoder.names, model.coef_, model.standard_errors_, model.t_values_, strict=True

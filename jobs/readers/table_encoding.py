@@ -1,6 +1,7 @@
-"""Turns partitions of a table into numbers: impute, encode categories, standardise, split. Pure functions of one partition.
+"""Turns partitions of a table into numbers: impute, encode categories, standardise, split.
 
-Called by the pipelines on tables, which find the encoder's figures in two passes over the training rows first.
+Pure functions of one partition. Called by the pipelines on tables, which find the encoder's figures in two passes
+first.
 """
 
 from __future__ import annotations

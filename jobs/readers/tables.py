@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -124,7 +125,7 @@ def _cut_text(file: StoredFile, format: str, blocksize: int) -> list[Part]:
         return [Part(file, format, 0, file.size, columns)]
     n_parts = max(1, round(file.size / blocksize))
     edges = [file.size * i // n_parts for i in range(n_parts + 1)]
-    return [Part(file, format, start, stop, columns) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [Part(file, format, start, stop, columns) for start, stop in itertools.pairwise(edges)]
 
 
 def _header(url: str, format: str) -> tuple[str, ...]:

@@ -22,16 +22,19 @@ class ImageClassificationParams(Params):
         "not depend on how many there are.",
     )
     width: int = Field(
-        64,
+        32,
         ge=4,
         le=1024,
         description="Channels of the first block; the second and the third have four times as many.",
     )
     learning_rate: float = Field(
-        9.0, gt=0, le=1000, description="Peak learning rate per 1024 images, as summed over a batch's images."
+        11.5,
+        gt=0,
+        le=1000,
+        description="Peak learning rate, per 1024 images, with momentum counted in.",
     )
     weight_decay: float = Field(
-        0.012, ge=0, le=10, description="Weight decay per 1024 images, decoupled from the learning rate."
+        0.0153, ge=0, le=10, description="Weight decay per 1024 images, decoupled from the learning rate."
     )
     label_smoothing: float = Field(0.2, ge=0, lt=1, description="Share of each target spread over all classes.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

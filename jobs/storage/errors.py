@@ -50,7 +50,9 @@ def translate(url: str, error: BaseException) -> StorageError | None:
         return StorageMissingError(f"{url}: no such bucket; create it or correct the URL")
     if isinstance(error, PermissionError) or code in _DENIED:
         cause = code or error.__class__.__name__
-        return StorageDeniedError(f"{url}: access denied ({cause}); grant these credentials access to it, or correct them")
+        return StorageDeniedError(
+            f"{url}: access denied ({cause}); grant these credentials access to it, or correct them"
+        )
     if isinstance(error, FileNotFoundError) or code in _MISSING:
         return StorageMissingError(f"{url}: not found; correct the URL or put the data there")
     if _is_a(error, "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"):

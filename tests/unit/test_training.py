@@ -119,7 +119,7 @@ def fit(client: Client, world_size: int, **changes: object) -> TrainResult:
         "batch_size": 64,
         "micro_batch_size": 10,
         "seed": 3,
-        "timeout_s": 20.0,
+        "timeout_s": 50.0,
     }
     return Trainer(**(arguments | changes), world_size=world_size).fit(client)  # type: ignore[arg-type]
 
@@ -224,7 +224,7 @@ def test_history_and_timings_tell_the_run(threads_client: Client) -> None:
 
 def test_progress_reaches_the_client(threads_client: Client) -> None:
     seen: list[tuple[int, int]] = []
-    trainer = Trainer(perceptron, cross_entropy, nesterov, SlowBlobs(), epochs=2, batch_size=64, timeout_s=20)
+    trainer = Trainer(perceptron, cross_entropy, nesterov, SlowBlobs(), epochs=2, batch_size=64, timeout_s=50)
     trainer.fit(threads_client, lambda done, total: seen.append((done, total)))
     deadline = time.monotonic() + 5
     while (not seen or seen[-1][0] < 2 * N_SAMPLES) and time.monotonic() < deadline:
@@ -266,11 +266,11 @@ def test_a_model_that_cannot_be_made_ends_the_fit(threads_client: Client) -> Non
 
 def test_an_interrupted_fit_stops_its_ranks(threads_client: Client) -> None:
     trainer = Trainer(
-        perceptron, cross_entropy, nesterov, SlowBlobs(), epochs=1000, batch_size=64, world_size=2, timeout_s=20
+        perceptron, cross_entropy, nesterov, SlowBlobs(), epochs=1000, batch_size=64, world_size=2, timeout_s=50
     )
     plan = Plan(**{name: getattr(trainer, name) for name in Plan.__dataclass_fields__})
     workers = sorted(threads_client.nthreads())[:2]
-    store = threads_client.submit(StoreHost, 20.0, workers=workers[:1], pure=False)
+    store = threads_client.submit(StoreHost, 50.0, workers=workers[:1], pure=False)
     address = threads_client.submit(store_address, store, pure=False).result()
     ranks = [
         threads_client.submit(run_rank, plan, rank, address, "topic", workers=[worker], pure=False)
@@ -317,7 +317,7 @@ def test_a_worker_that_dies_is_a_workers_lost_error_within_seconds(world_size: i
             epochs=500,
             batch_size=64,
             world_size=world_size,
-            timeout_s=20,
+            timeout_s=50,
         )
         with pytest.raises(WorkersLostError, match="lost"):
             trainer.fit(client, kill_one_worker)
