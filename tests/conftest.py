@@ -37,7 +37,7 @@ def s3(s3_server: LocalS3) -> str:
 def client(s3_server: LocalS3) -> Iterator[Client]:
     """A client of two worker processes of one thread each; they know the S3 server."""
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         yield client

@@ -49,6 +49,8 @@ def dense_blocks(X: Any, y: Any = None, sample_weight: Any = None) -> Blocks:
 def _dask_blocks(X: Any, y: Any, sample_weight: Any) -> Blocks:
     X = _dask_rows(X)
     lengths = X.chunks[0]
+    # Tables come column by column, and are gone through row by row, many times.
+    X = X.map_blocks(np.ascontiguousarray, dtype=X.dtype)
     rows = sparse_blocks.as_blocks(X.to_delayed().ravel().tolist())
     columns = []
     for column in (y, sample_weight):

@@ -99,6 +99,10 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return map_rows(partial(kernels.nearest, centres=self.cluster_centers_), X, self.n_features_in_, np.int32)
 
+    def fit_predict(self, X: Any, y: Any = None) -> Any:
+        """Fit to X and return the number of the nearest centre of each row."""
+        return self.fit(X).predict(X)
+
     def transform(self, X: Any) -> Any:
         """Return the distance to each centre (n, k); lazily for Dask collections."""
         check_is_fitted(self)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 # Rows whose distances are computed at a time: 1,024 × 16 float64 are 128 KiB.
 _CHUNK = 1024
+# Centres whose middle is farther from the origin than four times their spread are moved to it.
+_FAR = 16.0
 
 Array = NDArray[np.floating]
 Floats = NDArray[np.float64]
@@ -86,38 +88,58 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(rows: Array, centres: Floats) -> Iterator[_Chunk]:
-    """Score the rows chunk by chunk as |c|² − 2 x·c, seen from the middle of the centres.
+    """Score the rows chunk by chunk as |c|² − 2 x·c.
 
-    Far from the origin both terms would be huge and their difference nothing but rounding errors.
+    Far from the origin both terms would be huge and their difference nothing but rounding errors: where the centres
+    are, all are seen from their middle.
     """
     origin = centres.mean(axis=0).astype(rows.dtype)
-    moved = centres - origin
+    is_far = float(origin @ origin) > _FAR * float(((centres - origin) ** 2).sum(axis=1).max())
+    moved = centres - origin if is_far else centres
     norms = np.einsum("ij,ij->i", moved, moved)
     # A bound of the error of the difference of two scores: sums of p products, and what comes before and after.
-    error = (rows.shape[1] + 8) * float(np.finfo(rows.dtype).eps)
-    weights = (-2.0 * moved.T).astype(rows.dtype, order="C")
-    offsets, largest = norms.astype(rows.dtype), float(norms.max())
+    error, largest = (rows.shape[1] + 8) * float(np.finfo(rows.dtype).eps), float(norms.max())
+    weights, offsets = (-2.0 * moved.T).astype(rows.dtype, order="C"), norms.astype(rows.dtype)
     for start in range(0, len(rows), _CHUNK):
         chunk = np.ascontiguousarray(rows[start : start + _CHUNK])
-        seen = chunk - origin
+        seen = chunk - origin if is_far else chunk
         scores = seen @ weights
         scores += offsets
-        yield _Chunk(chunk, scores, error * (np.einsum("ij,ij->i", seen, seen) + largest), centres)
+        yield _Chunk(chunk, scores, _margins(seen, largest, error), centres)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _margins(rows, largest, error):  # type: ignore[no-untyped-def]
+    margins = np.empty(rows.shape[0])
+    for i in range(rows.shape[0]):
+        square = rows[i, 0] * rows[i, 0]
+        for j in range(1, rows.shape[1]):
+            square += rows[i, j] * rows[i, j]
+        margins[i] = error * (np.float64(square) + largest)
+    return margins
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _least(scores, first, stop):  # type: ignore[no-untyped-def]
+    least = scores[first]
+    for j in range(first + 1, stop):
+        least = min(least, scores[j])
+    return least
 
 
 @numba.njit(nogil=True, cache=True)
 def _nearest(rows, scores, margins, centres, first, stop):  # type: ignore[no-untyped-def]
     labels = np.empty(rows.shape[0], np.int32)
     for i in range(rows.shape[0]):
-        label, best, second = first, scores[i, first], np.inf
-        for j in range(first + 1, stop):
-            score = scores[i, j]
-            if score < best:
-                label, best, second = j, score, best
-            elif score < second:
-                second = score
-        if second - best <= margins[i]:
-            limit, least = best + margins[i], np.inf
+        limit = _least(scores[i], first, stop) + margins[i]
+        # Without a branch, the compiler takes several centres at a time; the sum is the label if only one is near.
+        n_near, label = 0, 0
+        for j in range(first, stop):
+            is_near = scores[i, j] <= limit
+            n_near += is_near
+            label += is_near * j
+        if n_near > 1:
+            least = np.inf
             for j in range(first, stop):
                 if scores[i, j] <= limit:
                     square = _square(rows[i], centres[j])

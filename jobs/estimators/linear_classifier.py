@@ -47,7 +47,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
     fit_intercept : bool
         Whether to add a constant to each score.
     class_weight : None, "balanced" or mapping of class to weight
-        "balanced" weighs a row by n_rows / (n_classes · rows of its class).
+        Weight of a row of that class; "balanced" is n_rows / (n_classes · rows of its class).
     tol : float
         Stop when the norm of the gradient is below `tol` times what it was at the start.
     max_iter : int

@@ -62,7 +62,8 @@ def load(job: Job, target: str | None = None) -> Loaded:
     frame = table.frame([*features, *([target] if target else [])])
     partitions = job.client.compute([dask.delayed(part) for part in frame.to_delayed()], sync=False)
     most = max(params.max_categories, _MOST_CLASSES)
-    found = merged(job.map(profile, partitions, most), most)
+    valued = (*params.categorical, *([target] if target else []))
+    found = merged(job.map(profile, partitions, most, valued), most)
     job.n_rows = found.n_rows
     if found.n_rows == 0:
         raise InputError(f"{url}: no rows below the header; put data there or correct the URL")

@@ -189,7 +189,7 @@ def _line_parts(
             )
     ends = [
         after.rows.start if after.url == part.url else part.rows.end
-        for part, after in zip(parts, [*parts[1:], Part(kind, "")], strict=True)
+        for part, after in zip(parts, [*parts[1:], Part(kind, "")], strict=False)
     ]
     cut = [replace(part, rows=Range(part.rows.start, end)) for part, end in zip(parts, ends, strict=True)]
     return [part for part in cut if part.rows.start < part.rows.end]

@@ -10,6 +10,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import tarfile
 import zipfile
 import zlib
@@ -63,6 +64,7 @@ def list_entries(url: str, files: Sequence[StoredFile], scratch: str) -> list[En
         When an archive is truncated or damaged.
     """
     entries: list[Entry] = []
+    folder = _folder_of(url)
     for number, file in enumerate(files):
         name = file.url.lower()
         if name.endswith(".zip"):
@@ -70,7 +72,7 @@ def list_entries(url: str, files: Sequence[StoredFile], scratch: str) -> list[En
         elif name.endswith(ARCHIVE_SUFFIXES):
             entries += _damage_named(file.url, _unpack_tar, file.url, storage.join(scratch, f"{number:05d}"))
         else:
-            entries.append(Entry(_relative(file.url, url), file.url, None, file.size))
+            entries.append(Entry(_relative(file.url, folder), file.url, None, file.size))
     return sorted((e for e in entries if not _is_hidden(e.name)), key=lambda e: (e.name, e.url))
 
 
@@ -167,10 +169,15 @@ def _damage_named(url: str, function: Callable[..., Any], *args: Any) -> Any:
         raise InputError(f"{url}: truncated or damaged archive ({error}); put it there again") from error
 
 
-def _relative(url: str, root: str) -> str:
-    """Return the part of `url` below `root`, which may be a plain path, a file or a glob."""
-    bare = root.split("://", 1)[-1].rstrip("/")
-    return url.split(bare, 1)[-1].strip("/") or url.rsplit("/", 1)[-1] if bare in url else url.split("://")[-1]
+def _folder_of(url: str) -> str:
+    """Return the URL of an input as storage spells it; of a glob, that of the folder before its first wildcard."""
+    fs, path = storage.options_fs(url)
+    fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
+    return str(fs.unstrip_protocol(path if fixed == path else fixed.rpartition("/")[0]))
+
+
+def _relative(url: str, folder: str) -> str:
+    return url.removeprefix(folder).strip("/") or url.rsplit("/", 1)[-1]
 
 
 def _is_hidden(name: str) -> bool:

@@ -41,9 +41,10 @@ class Profile:
         return sum(self.lengths)
 
 
-def profile(frame: pd.DataFrame, max_values: int) -> Profile:
-    """Profile a partition; runs on a worker."""
-    return Profile((len(frame),), {name: _profile(frame[name], max_values) for name in frame.columns})
+def profile(frame: pd.DataFrame, max_values: int, valued: tuple[str, ...]) -> Profile:
+    """Profile a partition; runs on a worker. Of numbers, only the columns in `valued` have their values listed."""
+    columns = {name: _profile(frame[name], max_values, name in valued) for name in frame.columns}
+    return Profile((len(frame),), columns)
 
 
 def merged(profiles: list[Profile], max_values: int) -> Profile:
@@ -75,7 +76,7 @@ def check_kind(url: str, name: str, column: ColumnProfile) -> None:
         )
 
 
-def _profile(column: pd.Series, max_values: int) -> ColumnProfile:
+def _profile(column: pd.Series, max_values: int, is_valued: bool) -> ColumnProfile:
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.cat.categories.dtype)
     n_missing = int(column.isna().sum())
@@ -94,7 +95,7 @@ def _profile(column: pd.Series, max_values: int) -> ColumnProfile:
         n_infinite=int(np.isinf(found).sum()),
         n_missing=n_missing,
         first_text=first,
-        values=_values(column, max_values),
+        values=_values(column, max_values) if is_valued or is_text.any() else Counter(),
     )
 
 
@@ -105,13 +106,10 @@ def _is_text(column: pd.Series) -> bool:
 
 
 def _values(column: pd.Series, max_values: int) -> Counter[str]:
-    counts = texts(column).dropna().value_counts()
-    return Counter({str(value): int(n) for value, n in counts.items()}) if len(counts) <= max_values else _many(counts)
-
-
-def _many(counts: pd.Series) -> Counter[str]:
-    """Too many values to be categories: keep nothing but that fact."""
-    return Counter({_TOO_MANY: len(counts)})
+    counts = column.value_counts()
+    if len(counts) > max_values:
+        return Counter({_TOO_MANY: 1})
+    return Counter(dict(zip(texts(counts.index.to_series()), counts.tolist(), strict=True)))
 
 
 _TOO_MANY = "\0too many"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import itertools
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from jobs import storage
@@ -104,10 +104,7 @@ def open_table(url: str, format: str, blocksize: int) -> Table:
 
 def read_part(part: Part, columns: Sequence[str]) -> pd.DataFrame:
     """Read some columns of a part; text files give text, Parquet files their own types. Runs on a worker."""
-    with _mapped(part.file.url):
-        if part.format == "parquet":
-            return _read_parquet(part, columns)
-        return _read_text(part, columns)
+    return (_read_parquet if part.format == "parquet" else _read_text)(part, columns)
 
 
 def _format_of(url: str, files: Sequence[StoredFile]) -> str:
@@ -119,8 +116,7 @@ def _format_of(url: str, files: Sequence[StoredFile]) -> str:
 
 
 def _cut_text(file: StoredFile, format: str, blocksize: int) -> list[Part]:
-    with _mapped(file.url):
-        columns = _header(file.url, format)
+    columns = _header(file.url, format)
     if file.url.lower().endswith(".gz"):
         return [Part(file, format, 0, file.size, columns)]
     n_parts = max(1, round(file.size / blocksize))
@@ -129,9 +125,9 @@ def _cut_text(file: StoredFile, format: str, blocksize: int) -> list[Part]:
 
 
 def _header(url: str, format: str) -> tuple[str, ...]:
-    with storage.open_input(url) as raw, _unpacked(url, raw) as file:
-        line = file.readline(1 << 20)
-    names = next(csv.reader([line.decode("utf-8-sig")], delimiter=_SEPARATORS[format]), [])
+    with storage.open_input(url) as raw, _mapped(url), _unpacked(url, raw) as file:
+        line = file.readline(1 << 20).decode("utf-8-sig")
+    names = next(csv.reader([line], delimiter=_SEPARATORS[format]), [])
     if not any(name.strip() for name in names):
         raise InputError(f"{url}: the first line names no columns; write a header line")
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -141,27 +137,35 @@ def _header(url: str, format: str) -> tuple[str, ...]:
 
 
 def _read_text(part: Part, columns: Sequence[str]) -> pd.DataFrame:
-    url = part.file.url
-    if url.lower().endswith(".gz"):
-        with storage.open_input(url) as raw, gzip.open(raw) as file:
-            data = file.read()
-        data = data.partition(b"\n")[2]
-    else:
-        data = _lines_between(part)
+    data = _unpacked_lines(part) if part.file.url.lower().endswith(".gz") else _lines_between(part)
     if not data.strip():
         return pd.DataFrame({name: pd.Series(dtype="str") for name in columns})
-    return pd.read_csv(
-        io.BytesIO(data),
-        sep=_SEPARATORS[part.format],
-        header=None,
-        names=list(part.columns),
-        usecols=list(columns),
-        index_col=False,
-        dtype="str",
-        keep_default_na=False,
-        na_values=_MISSING,
-        encoding="utf-8",
-    )[list(columns)]
+    if data.count(b'"') % 2:
+        raise InputError(
+            f"{part.file.url}: a quoted field is not closed, or goes over several lines; "
+            "mend the quoting, or raise params.blocksize_mb above the file's size"
+        )
+    # Arrow's reader refuses lines with more or fewer fields than the header; pandas' pads and cuts them.
+    with _mapped(part.file.url):
+        table = pa_csv.read_csv(
+            pa.py_buffer(data),
+            read_options=pa_csv.ReadOptions(column_names=list(part.columns), use_threads=False),
+            parse_options=pa_csv.ParseOptions(delimiter=_SEPARATORS[part.format], newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(
+                include_columns=list(columns),
+                column_types={name: pa.string() for name in columns},
+                null_values=_MISSING,
+                strings_can_be_null=True,
+            ),
+        )
+    return table.to_pandas()
+
+
+def _unpacked_lines(part: Part) -> bytes:
+    with storage.open_input(part.file.url) as raw, _mapped(part.file.url), gzip.open(raw) as file:
+        file.readline()
+        data: bytes = file.read()
+        return data
 
 
 def _lines_between(part: Part) -> bytes:
@@ -181,7 +185,7 @@ def _lines_between(part: Part) -> bytes:
 
 
 def _cut_parquet(file: StoredFile, blocksize: int) -> list[Part]:
-    with _mapped(file.url), storage.open_input(file.url) as handle:
+    with storage.open_input(file.url) as handle, _mapped(file.url):
         metadata = pq.ParquetFile(handle).metadata
         columns = tuple(metadata.schema.to_arrow_schema().names)
     parts: list[Part] = []
@@ -195,13 +199,13 @@ def _cut_parquet(file: StoredFile, blocksize: int) -> list[Part]:
 
 
 def _read_parquet(part: Part, columns: Sequence[str]) -> pd.DataFrame:
-    with storage.open_input(part.file.url) as handle:
+    with storage.open_input(part.file.url) as handle, _mapped(part.file.url):
         table = pq.ParquetFile(handle).read_row_groups(range(part.start, part.stop), columns=list(columns))
     return table.select(list(columns)).to_pandas(ignore_metadata=True)
 
 
 def _parquet_schema(file: StoredFile) -> pa.Schema:
-    with _mapped(file.url), storage.open_input(file.url) as handle:
+    with storage.open_input(file.url) as handle, _mapped(file.url):
         return pq.read_schema(handle)
 
 
@@ -231,14 +235,22 @@ def _mapped(url: str) -> Iterator[None]:
         ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{url}: damaged or cut gzip file ({error}); write it again") from error
-    except pd.errors.ParserError as error:
-        cause = str(error).replace("Error tokenizing data. C error: ", "").strip()
-        raise InputError(f"{url}: lines do not fit the header ({cause}); mend the file or its quoting") from error
-    except (pa.ArrowException, OSError) as error:
-        # Storage's own errors were mapped below; what is left is pyarrow's of a file that is no Parquet.
-        raise InputError(
-            f"{url}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again"
-        ) from error
+    except pa.ArrowException as error:
+        raise _of_arrow(url, error) from error
+    except OSError as error:
+        # Arrow's own complaints have no number; those of the storage below do, and are mapped there.
+        if error.errno is not None or isinstance(error, (TimeoutError, ConnectionError)):
+            raise
+        raise _of_arrow(url, error) from error
+
+
+def _of_arrow(url: str, error: Exception) -> InputError:
+    cause = str(error).strip().splitlines()[0]
+    if "UTF8" in cause:
+        return InputError(f"{url}: not UTF-8 text ({cause}); convert it to UTF-8")
+    if "CSV" in cause:
+        return InputError(f"{url}: lines do not fit the header ({cause}); mend the file or its quoting")
+    return InputError(f"{url}: not a readable Parquet file ({cause}); write it again")
 
 
 def _few(names: Sequence[str]) -> str:

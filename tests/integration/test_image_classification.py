@@ -73,6 +73,7 @@ def stages(job: Any) -> tuple[Any, Any, Any]:
     return prepared, model, evaluation
 
 
+@pytest.mark.slow
 def test_digits_reach_95_percent_and_all_that_is_written_agrees(job_factory: Any, digits: Path) -> None:
     job = job_factory("image_classification", QUICK | {"compare_world_sizes": [1, 2]}, str(digits))
     prepared, _, evaluation = stages(job)

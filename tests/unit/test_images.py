@@ -118,6 +118,14 @@ def test_class_folders_are_read_pixel_by_pixel(tmp_path: Path) -> None:
     assert part.numbers.tolist() == list(range(12))
 
 
+def test_names_are_relative_to_the_input_however_it_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "_own/.cache/data", class_folders(2, "train/") | class_folders(1, "test/"))
+    monkeypatch.chdir(tmp_path / "_own")
+    for url in (".cache/data", f"file://{tmp_path}/_own/.cache/data/", f"{tmp_path}/_own/.cache/data/t*/*/*.png"):
+        found, parts = read(url, tmp_path)
+        assert (found.classes, [len(part.labels) for part in parts]) == (CLASSES, [6, 3])
+
+
 def test_train_and_test_folders_are_the_splits(tmp_path: Path) -> None:
     files = class_folders(3, "train/") | class_folders(2, "test/")
     found, parts = read(put(tmp_path / "data", files), tmp_path)

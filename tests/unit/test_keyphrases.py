@@ -27,13 +27,14 @@ def test_the_score_is_npmi_times_documents_times_share_of_the_group() -> None:
 @pytest.mark.parametrize("mode", ["exact", "hashed"])
 def test_phrases_do_not_depend_on_how_documents_are_cut(mode: str) -> None:
     random = np.random.default_rng(0)
-    texts = [" ".join(f"w{i}" for i in random.geometric(0.2, 30)) for _ in range(60)]
+    texts = [f"w{random.integers(30)} left{k} right{k} w{random.integers(30)}" for k in random.integers(0, 5, 60)]
     groups = random.integers(0, 3, 60)
     vectorizer = TfidfVectorizer(mode=mode, n_hashed=2**20).fit(texts)  # type: ignore[arg-type]
     whole = keyphrases([texts], [groups], 3, vectorizer, n_best=8)
     cut = keyphrases([texts[:7], texts[7:50], texts[50:]], [groups[:7], groups[7:50], groups[50:]], 3, vectorizer, 8)
     assert cut == whole
-    assert all(len(phrases) == 8 for phrases in whole)
+    assert all(phrase.phrase[:4] == "left" for phrases in whole for phrase in phrases)
+    assert all(whole)
 
 
 def test_hashed_phrases_are_those_of_the_vocabulary_where_no_columns_are_shared() -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import dask.array as da
+import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pytest
 from distributed import Client
 from numpy.typing import NDArray
 from sklearn import cluster
+from sklearn.base import clone
 from sklearn.datasets import load_digits, make_blobs
+from sklearn.exceptions import NotFittedError
 
 from jobs.estimators import kmeans_kernels as kernels
-from jobs.estimators.kmeans import KMeans
+from jobs.estimators.dense_blocks import dense_blocks
+from jobs.estimators.kmeans import KMeans, _lloyd, _Table
+from jobs.estimators.kmeans_start import start_centres
+from jobs.estimators.sparse_blocks import InProcess
 
 Array = NDArray[np.float64]
 
@@ -36,15 +45,15 @@ def test_the_inertia_is_the_sum_of_squared_distances_to_the_assigned_centres(dig
 
 def test_one_iteration_from_the_same_centres_is_scikit_learns(digits: Array) -> None:
     start = digits[:10]
-    found = kernels.assigned(digits, start)
+    found = kernels.assigned([digits[:500], digits[500:]], np.stack([digits[10:20], start]))
     theirs = cluster.KMeans(10, init=start, n_init=1, max_iter=1).fit(digits)
-    np.testing.assert_allclose(found.sums / found.counts[:, None], theirs.cluster_centers_, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.sums[1] / found.counts[1][:, None], theirs.cluster_centers_, rtol=1e-9, atol=1e-12)
 
 
 def test_the_inertia_never_rises(digits: Array) -> None:
     history = KMeans(10, n_init=1, tol=0).fit(digits).history_
     assert len(history) > 3
-    assert all(after <= before * (1 + 1e-12) for before, after in zip(history, history[1:], strict=False))
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(history))
 
 
 @pytest.mark.parametrize("n_blocks", [2, 4, 16])
@@ -69,16 +78,90 @@ def test_float32_rows_give_nearly_the_same_centres(digits: Array) -> None:
     assert other.inertia_ == pytest.approx(one.inertia_, rel=1e-2)
 
 
+@pytest.mark.parametrize("n_workers", [1, 4])
+def test_the_result_does_not_depend_on_the_number_of_workers(digits: Array, n_workers: int) -> None:
+    one = KMeans(10, n_init=2).fit(digits)
+    with Client(processes=False, n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as client:
+        rows = client.persist(da.from_array(digits, chunks=(150, 64)))
+        many = KMeans(10, n_init=2).fit(rows)
+    np.testing.assert_allclose(many.cluster_centers_, one.cluster_centers_, rtol=1e-9, atol=1e-9)
+    assert many.inertia_ == pytest.approx(one.inertia_, rel=1e-9)
+
+
+def test_partitions_without_rows_change_nothing(digits: Array, client: Client) -> None:
+    rows = da.concatenate([da.from_array(digits[:0]), da.from_array(digits[:900]), da.from_array(digits[900:])])
+    many = KMeans(10, n_init=1).fit(rows)
+    np.testing.assert_allclose(many.cluster_centers_, KMeans(10, n_init=1).fit(digits).cluster_centers_, rtol=1e-9)
+
+
+def test_integers_and_dataframes_are_taken_as_floats(digits: Array, client: Client) -> None:
+    one = KMeans(10, n_init=1).fit(digits)
+    integers = digits.astype(np.int64)
+    frame = dd.from_pandas(pd.DataFrame(integers).assign(extra=0.5), npartitions=3)
+    for X in (integers, da.from_array(integers, chunks=(700, 64)), frame.drop(columns="extra")):
+        assert KMeans(10, n_init=1).fit(X).inertia_ == pytest.approx(one.inertia_, rel=1e-9)
+        assert np.array_equal(np.asarray(one.predict(X)), one.predict(digits))
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [(np.float32, 2.0**12), (np.float64, 2.0**40)])
+def test_rows_far_from_the_origin_are_told_apart(dtype: type, offset: float) -> None:
+    # Multiples of 1/64 within ±8: they and their sums with the offset are exact.
+    near = np.round(make_blobs(900, centers=4, center_box=(-6, 6), random_state=2)[0] * 64) / 64
+    far = (near + offset).astype(dtype)
+    start = near[::225]
+    np.testing.assert_array_equal(kernels.nearest(far, start + offset), kernels.nearest(near, start))
+    gaps = np.linalg.norm(near[:, None] - start, axis=2)
+    np.testing.assert_allclose(kernels.distances(far, start + offset), gaps, rtol=1e-12)
+    assert KMeans(4).fit(far).inertia_ == pytest.approx(KMeans(4).fit(near).inertia_, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_nearest_centre_of_a_row_does_not_depend_on_the_rows_beside_it(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-3, 4, size=(1500, 5)).astype(dtype)  # full of rows halfway between two centres
+    centres = rng.integers(-3, 4, size=(12, 5)) + rng.integers(0, 2, size=(12, 5)) * 1e-7
+    squares = ((rows.astype(np.float64)[:, None] - centres) ** 2).sum(axis=2)
+    labels = kernels.nearest(rows, centres)
+    np.testing.assert_array_equal(squares[np.arange(1500), labels], squares.min(axis=1))
+    for size in (1, 7, 1023):
+        cut = [kernels.nearest(rows[start : start + size], centres) for start in range(0, 1500, size)]
+        np.testing.assert_array_equal(np.concatenate(cut), labels)
+
+
 def test_an_empty_cluster_takes_the_farthest_row() -> None:
     X = np.array([[0.0], [0.1], [0.2], [10.0], [10.1], [50.0]])
-    from jobs.estimators.dense_blocks import dense_blocks
-    from jobs.estimators.kmeans import _lloyd
-    from jobs.estimators.sparse_blocks import runner
+    table = _Table(dense_blocks(X))
+    starts = np.array([[[0.1], [10.0], [1e6]], [[0.1], [10.0], [50.0]]])
+    for fit in _lloyd(table, starts, 20, 0.0):
+        np.testing.assert_allclose(np.sort(fit.centres.ravel()), [0.1, 10.05, 50.0])
 
-    blocks = dense_blocks(X)
-    start = np.array([[0.1], [10.0], [1e6]])
-    fit = _lloyd(blocks, runner(blocks.rows), start, 20, 0.0)
-    np.testing.assert_allclose(np.sort(fit.centres.ravel()), [0.1, 10.05, 50.0])
+
+def test_a_start_draws_the_same_rows_whatever_the_blocks(digits: Array) -> None:
+    def start(cuts: list[int]) -> Array:
+        rows = [np.split(digits, cuts)]
+        return start_centres(InProcess(), rows, [[0, *cuts]], 10, [3, 4])
+
+    whole = start([])
+    assert whole.shape == (2, 10, 64)
+    assert not np.array_equal(whole[0], whole[1])
+    np.testing.assert_allclose(start([1, 77, 1000]), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_a_start_is_far_better_than_rows_at_random(digits: Array) -> None:
+    starts = start_centres(InProcess(), [[digits]], [[0]], 10, range(5))
+    at_random = np.stack([digits[np.random.default_rng(seed).permutation(len(digits))[:10]] for seed in range(5)])
+    ours, theirs = (kernels.assigned([digits], centres).inertias for centres in (starts, at_random))
+    assert ours.max() < 0.75 * theirs.min()
+
+
+def test_it_is_an_estimator_of_scikit_learn(digits: Array) -> None:
+    model = KMeans(3, n_init=1, random_state=7)
+    copy = clone(model)
+    assert copy.get_params() == model.get_params()
+    assert not hasattr(model, "cluster_centers_")
+    np.testing.assert_array_equal(copy.fit_predict(digits), model.fit(digits).predict(digits))
+    with pytest.raises(NotFittedError):
+        clone(model).predict(digits)
 
 
 def test_fewer_distinct_rows_than_clusters_is_no_error() -> None:
@@ -91,5 +174,9 @@ def test_fewer_distinct_rows_than_clusters_is_no_error() -> None:
 def test_fewer_rows_than_clusters_and_missing_values_are_refused() -> None:
     with pytest.raises(ValueError, match="n_samples=3 should be >= n_clusters=4"):
         KMeans(4).fit(np.ones((3, 2)))
+    with pytest.raises(ValueError, match="n_init=0 should be at least 1"):
+        KMeans(2, n_init=0).fit(np.ones((3, 2)))
+    with pytest.raises(ValueError, match="X has 1 features, but the model was fitted to 2"):
+        KMeans(2).fit(np.eye(2)).predict(np.ones((3, 1)))
     with pytest.raises(ValueError, match="NaN or infinity"):
         KMeans(2).fit(np.array([[1.0], [np.nan], [2.0]]))

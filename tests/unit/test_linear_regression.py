@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -11,6 +9,8 @@ import pandas as pd
 import pytest
 from distributed import Client
 from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 
 from jobs.estimators.linear_regression import LinearRegression
 from jobs.estimators.moments import merged, moments
@@ -106,7 +106,7 @@ def test_nearly_dependent_columns_are_solved_as_well_as_lstsq_does() -> None:
     np.testing.assert_allclose(LinearRegression().fit(X, y).coef_, [1, 2, 3], rtol=1e-8)
 
 
-def test_dependent_and_constant_columns_get_the_solution_of_least_norm_and_no_errors() -> None:
+def test_dependent_and_constant_columns_get_the_solution_of_least_norm_and_no_standard_error() -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 4))
     X[:, 2], X[:, 3] = X[:, 0], 7.0
@@ -114,7 +114,46 @@ def test_dependent_and_constant_columns_get_the_solution_of_least_norm_and_no_er
     model = LinearRegression().fit(X, y)
     np.testing.assert_allclose(model.coef_, [0.5, -1.0, 0.5, 0.0], atol=1e-9)
     assert model.rank_ == 2
-    assert np.isnan(model.standard_errors_).all()
+    assert np.isnan(model.standard_errors_).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("constant", [0.1, 1e15, 0.0])
+def test_a_constant_column_leaves_the_others_as_they_are(constant: float) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(10_000, 3))
+    y = X @ [1.0, 2.0, 3.0] + rng.normal(size=10_000)
+    alone = LinearRegression().fit(X, y)
+    model = LinearRegression().fit(np.column_stack([X, np.full(10_000, constant)]), y, np.full(10_000, 0.3))
+    np.testing.assert_allclose(model.coef_, [*alone.coef_, 0.0], rtol=1e-9)
+    assert model.intercept_ == pytest.approx(alone.intercept_, rel=1e-9)
+    assert model.rank_ == 3
+    assert np.isnan(model.standard_errors_[3])
+    assert np.isfinite(model.standard_errors_[:3]).all()
+
+
+def test_a_weight_counts_like_copies_of_the_row_and_zero_like_none(table: tuple[Array, Array, Array]) -> None:
+    X, y, _ = table
+    counts = np.arange(len(X)) % 4
+    weighted = LinearRegression().fit(X, y, counts)
+    repeated = LinearRegression().fit(np.repeat(X, counts, axis=0), np.repeat(y, counts))
+    np.testing.assert_allclose(weighted.coef_, repeated.coef_, rtol=1e-9)
+    assert weighted.intercept_ == pytest.approx(repeated.intercept_, rel=1e-9)
+    assert weighted.r2_ == pytest.approx(repeated.r2_, rel=1e-9)
+    assert weighted.n_samples_ == np.count_nonzero(counts)
+
+
+def test_it_is_an_estimator_of_scikit_learn(table: tuple[Array, Array, Array], client: Client) -> None:
+    X, y, _ = table
+    model = LinearRegression(fit_intercept=False)
+    assert clone(model).get_params() == {"fit_intercept": False}
+    column = da.from_array(y[:, None], chunks=(1000, 1))
+    fitted = LinearRegression().fit(da.from_array(np.asfortranarray(X), chunks=(700, 3)), column)
+    np.testing.assert_allclose(fitted.coef_, LinearRegression().fit(X, y).coef_, rtol=1e-9)
+    assert fitted.score(X, y) == pytest.approx(fitted.r2_, rel=1e-9)
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+    with pytest.raises(ValueError, match="X has 7 features, but the model was fitted to 8"):
+        fitted.predict(X[:, :7])
 
 
 def test_fewer_rows_than_columns_still_give_a_fit() -> None:
@@ -129,10 +168,15 @@ def test_fewer_rows_than_columns_still_give_a_fit() -> None:
 def test_missing_and_infinite_values_are_refused(bad: float) -> None:
     X = np.ones((5, 2))
     X[2, 1] = bad
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        with pytest.raises(ValueError, match="NaN or infinity"):
-            LinearRegression().fit(X, np.ones(5))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        LinearRegression().fit(X, np.ones(5))
+
+
+def test_negative_weights_are_refused(client: Client) -> None:
+    with pytest.raises(ValueError, match="negative value, -1"):
+        LinearRegression().fit(np.eye(3), np.ones(3), [1, -1, 1])
+    with pytest.raises(ValueError, match="negative value, -1"):
+        LinearRegression().fit(da.eye(3, chunks=3), da.ones(3), -da.ones(3))
 
 
 def test_shapes_that_do_not_fit_and_empty_tables_are_refused(client: Client) -> None:

@@ -91,7 +91,7 @@ def test_the_result_does_not_depend_on_how_documents_are_cut(mode: Any, sizes: l
 
 def test_blocks_on_workers_give_what_blocks_in_memory_give() -> None:
     texts = corpus()
-    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
         futures = client.map(pa.array, blocks_of(texts, [20, 20, 23]))
         vectorizer = TfidfVectorizer(min_df=2)
         weights = vectorizer.fit_transform(futures)

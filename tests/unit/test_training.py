@@ -296,6 +296,7 @@ def test_a_loss_that_is_not_finite_is_a_spec_error(threads_client: Client) -> No
         fit(threads_client, 2, optimiser_fn=huge_steps, model_fn=with_dropout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_worker_that_dies_is_a_workers_lost_error_within_seconds(world_size: int) -> None:
     with Client(processes=True, n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
