@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ def connected(n_workers: int | None = None) -> Iterator[Client]:
         with _client(address) as client:
             yield client
         return
+    # They warn of what is harmless on one machine: a worker that takes its time to end, a message without a size.
+    for name in ("distributed.nanny", "distributed.sizeof"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     n_workers = n_workers or len(os.sched_getaffinity(0))
     with (
         dask.config.set(_LOCAL),

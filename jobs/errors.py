@@ -53,3 +53,9 @@ class WorkersLostError(DaskyardError):
     """Workers or the scheduler went away while the job ran: worth another try."""
 
     exit_code = 75
+
+
+class StoppedError(DaskyardError):
+    """Somebody told the job to stop, such as Kubernetes moving its pod: worth another try."""
+
+    exit_code = 75

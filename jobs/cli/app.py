@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from jobs import artifacts, datasets, spec
 from jobs.cli import params as model_params
 from jobs.cli import tables
 from jobs.cli.progress import watching
-from jobs.errors import DaskyardError, SpecError
+from jobs.errors import DaskyardError, SpecError, StoppedError
 
 INTERRUPTED = 130
 
@@ -238,8 +239,14 @@ def demo(
     raise typer.Exit(outcome.exit_code)
 
 
+def _stop(number: int, frame: object) -> None:
+    raise StoppedError("told to stop by SIGTERM; run the job again")
+
+
 def main() -> None:
     """Run the command line."""
+    # The default would end the process at once and leave the attempt's files behind.
+    signal.signal(signal.SIGTERM, _stop)
     os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PRELOAD", "jobs.cli.uninterrupted")
     if sys.stderr.isatty() and "--debug" not in sys.argv:
         # Who watches bars has no use for Dask's warnings, of which Ctrl-C makes many; logs elsewhere keep them.

@@ -14,6 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.estimators.compiled import IS_CACHED
+
 # Rows whose distances are computed at a time: 1,024 × 16 float64 are 128 KiB.
 _CHUNK = 1024
 # Centres whose middle is farther from the origin than four times their spread are moved to it.
@@ -108,7 +110,7 @@ def _chunks(rows: Array, centres: Floats) -> Iterator[_Chunk]:
         yield _Chunk(chunk, scores, _margins(seen, largest, error), centres)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@numba.njit(nogil=True, cache=IS_CACHED, fastmath=True)
 def _margins(rows, largest, error):  # type: ignore[no-untyped-def]
     margins = np.empty(rows.shape[0])
     for i in range(rows.shape[0]):
@@ -119,7 +121,7 @@ def _margins(rows, largest, error):  # type: ignore[no-untyped-def]
     return margins
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@numba.njit(nogil=True, cache=IS_CACHED, fastmath=True)
 def _least(scores, first, stop):  # type: ignore[no-untyped-def]
     least = scores[first]
     for j in range(first + 1, stop):
@@ -127,7 +129,7 @@ def _least(scores, first, stop):  # type: ignore[no-untyped-def]
     return least
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=IS_CACHED)
 def _nearest(rows, scores, margins, centres, first, stop):  # type: ignore[no-untyped-def]
     labels = np.empty(rows.shape[0], np.int32)
     for i in range(rows.shape[0]):
@@ -149,7 +151,7 @@ def _nearest(rows, scores, margins, centres, first, stop):  # type: ignore[no-un
     return labels
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=IS_CACHED)
 def _square(row, centre):  # type: ignore[no-untyped-def]
     total = 0.0
     for j in range(len(row)):
@@ -158,7 +160,7 @@ def _square(row, centre):  # type: ignore[no-untyped-def]
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=IS_CACHED)
 def _accumulate(rows, labels, centres, sums, counts, first):  # type: ignore[no-untyped-def]
     inertia = 0.0
     for i in range(rows.shape[0]):
@@ -172,7 +174,7 @@ def _accumulate(rows, labels, centres, sums, counts, first):  # type: ignore[no-
     return inertia
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=IS_CACHED)
 def _squares(rows, labels, centres):  # type: ignore[no-untyped-def]
     squares = np.empty(rows.shape[0])
     for i in range(rows.shape[0]):
@@ -180,7 +182,7 @@ def _squares(rows, labels, centres):  # type: ignore[no-untyped-def]
     return squares
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=IS_CACHED)
 def _distances(rows, centres):  # type: ignore[no-untyped-def]
     found = np.empty((rows.shape[0], centres.shape[0]))
     for i in range(rows.shape[0]):

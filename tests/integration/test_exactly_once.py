@@ -20,6 +20,7 @@ from distributed import Client
 
 from jobs import storage
 from jobs.artifacts import Manifest, read_manifest
+from jobs.errors import StorageMissingError
 
 N_KILLS = 20
 
@@ -64,6 +65,13 @@ def finish(job_file: Path, run_id: str, scheduler: str | None, *more: str) -> No
 def run_of(job_file: Path, run_id: str) -> tuple[str, Manifest]:
     url = f"{yaml.safe_load(job_file.read_text())['output']}/{run_id}"
     return url, read_manifest(url)
+
+
+def files_under(url: str) -> list[storage.StoredFile]:
+    try:
+        return storage.list_files(url)
+    except StorageMissingError:
+        return []
 
 
 @pytest.mark.slow
@@ -128,5 +136,5 @@ def test_a_run_that_is_told_to_stop_cleans_up(sent: signal.Signals, code: int, j
     if process.returncode == 0:
         pytest.fail("the run ended before the signal")
     assert process.returncode == code, errors.decode()
-    assert not storage.exists(runs)
+    assert [file.url for file in files_under(runs)] == []
     assert errors.decode().strip().splitlines()[-1].startswith("error: ")

@@ -34,7 +34,7 @@ def documents(n: int = 400, seed: int = 0) -> tuple[list[str], list[str]]:
             f"{CLASSES[topic]}{random.integers(12)}" if random.random() < 0.3 else f"common{random.integers(40)}"
             for topic in topics
         ]
-        if random.random() < 0.5:
+        if random.random() < 0.4:
             words.insert(random.integers(len(words)), f"{CLASSES[label]} phrase")
         texts.append(" ".join(words))
         labels.append(CLASSES[label])
@@ -193,9 +193,9 @@ def test_two_classes_have_terms_of_both(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_class_that_only_the_test_set_has_counts_as_wrong(run: Run, tmp_path: Path) -> None:
-    rows = [f"one word{i % 3},a\ntwo word{i % 3},b" for i in range(20)]
+    rows = [f"apple word{i % 3},a\nboat word{i % 3},b" for i in range(20)]
     (tmp_path / "train.csv").write_text("text,label\n" + "\n".join(rows))
-    (tmp_path / "test.csv").write_text("text,label\none,a\ntwo,b\none,a\nthree one,new")
+    (tmp_path / "test.csv").write_text("text,label\napple,a\nboat,b\napple,a\nother apple,new")
     manifest = run({"url": str(tmp_path / "train.csv"), "test_url": str(tmp_path / "test.csv")}, max_df=1.0)
     assert manifest.metrics["accuracy"] == 0.75
     assert manifest.metrics["n_classes"] == 3
@@ -219,7 +219,11 @@ def test_rows_without_text_or_label_are_dropped_and_counted(run: Run, tmp_path: 
         (["a b,x", "c d,y"], {"test_fraction": 0.999}, "documents of . classes to train on .* are too few"),
         (["!!,x", "??,y"] * 20, {}, "empty vocabulary: .* no word in any of"),
         (["a,x", "b,y"] * 20, {"min_df": 40}, "empty vocabulary: min_df=40, .* widen them"),
-        (["one,x", "two,y"] * 20, {"n_topics": 3}, "documents of 2 terms hold no 3 topics; lower params.n_topics"),
+        (
+            ["apple,x", "boat,y"] * 20,
+            {"n_topics": 3, "max_df": 1.0},
+            "documents of 2 terms hold no 3 topics; lower params.n_topics",
+        ),
         ([f"text,{i}" for i in range(2100)], {}, "classes.* set params.label_column to another"),
     ],
 )
