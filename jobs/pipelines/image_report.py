@@ -48,7 +48,7 @@ def evaluation(
         "world_size": result.world_size,
         "precision": "bfloat16" if model.config.is_bfloat16 else "float32",
     }
-    per_class = [
+    per_class: list[list[str | int | float]] = [
         [name, int(n), float(p), float(r), float(f)]
         for name, n, p, r, f in zip(classes, confusion.sum(axis=1), precision, recall, f1, strict=True)
     ]

@@ -66,7 +66,9 @@ def test_nothing_is_fetched_from_elsewhere(page: str) -> None:
 
 def test_what_data_says_is_never_markup(page: str) -> None:
     class Tags(HTMLParser):
-        found: set[str] = set()
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: set[str] = set()
 
         def handle_starttag(self, tag: str, attrs: object) -> None:
             self.found.add(tag)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,11 @@ class Pipelines:
 
 
 @pytest.fixture
-def pipeline(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipelines]:
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipelines:
     pipelines = Pipelines()
     monkeypatch.setitem(spec_job.PIPELINES, "count", CountParams)
     monkeypatch.setitem(sys.modules, "jobs.pipelines.count", pipelines.module())
-    yield pipelines
+    return pipelines
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_a_missing_bucket_is_named(s3: str) -> None:
 
 def test_a_wrong_secret_is_denied_and_not_shown(s3_environment: object) -> None:
     bucket = s3_environment(AWS_SECRET_ACCESS_KEY="wrong-secret")  # type: ignore[operator]
-    with pytest.raises(StorageDeniedError, match="AWS_SECRET_ACCESS_KEY|access denied") as caught:
+    with pytest.raises(StorageDeniedError, match=r"AWS_SECRET_ACCESS_KEY|access denied") as caught:
         storage.write_bytes(f"{bucket}/a", b"x")
     assert "wrong-secret" not in str(caught.value)
     assert caught.value.exit_code == 2
@@ -128,7 +128,7 @@ def test_absent_credentials_are_named(s3_environment: object) -> None:
     bucket = s3_environment(  # type: ignore[operator]
         AWS_ACCESS_KEY_ID=None, AWS_SECRET_ACCESS_KEY=None, AWS_EC2_METADATA_DISABLED="true"
     )
-    with pytest.raises(StorageDeniedError, match="AWS_ACCESS_KEY_ID|access denied"):
+    with pytest.raises(StorageDeniedError, match=r"AWS_ACCESS_KEY_ID|access denied"):
         storage.write_bytes(f"{bucket}/a", b"x")
 
 
