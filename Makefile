@@ -11,7 +11,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .PHONY: help
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(BIN)/ready  ## Run all six pipelines on real data through a local S3 server and print a table of results.
@@ -20,6 +20,10 @@ demo: $(BIN)/ready  ## Run all six pipelines on real data through a local S3 ser
 .PHONY: test
 test: $(BIN)/ready  ## Run the unit and integration tests.
 	@$(BIN)/pytest
+
+.PHONY: acceptance
+acceptance: $(BIN)/ready  ## Run the demo and hold its results against oracles and the documented bars.
+	@$(BIN)/pytest tests/acceptance
 
 .PHONY: check
 check: $(BIN)/ready  ## Check format, lint, types, import layers and generated files.

@@ -211,7 +211,7 @@ def _first_problem(error: ValidationError, content: Mapping[str, Any]) -> str:
         return f"{where}: missing; add it"
     if problem["type"] == "value_error":
         return f"{where}: {problem['ctx']['error']}"
-    message = re.sub(r"^Input should", "should", problem["msg"])
+    message = re.sub(r"^\w+ should", "should", problem["msg"])
     message = message[0].lower() + message[1:]
     return f"{where}: {_show(problem['input'])} {message}; correct the value"
 

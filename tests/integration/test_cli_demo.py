@@ -15,7 +15,7 @@ DIGITS = """
 pipeline: image_classification
 input: s3://demo/data/digits
 output: s3://demo/elsewhere
-params: {epochs: 1, width: 4, batch_size: 64, micro_batch_size: 32, flip: false, translate: 0, tta: none}
+params: {epochs: 1, width: 4, batch_size: 64, micro_batch_size: 32, flip: false, translate: 0, tta: false}
 """
 ABSENT = "{pipeline: kmeans, input: 's3://demo/data/absent/*.parquet', output: s3://demo/runs}"
 
