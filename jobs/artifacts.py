@@ -7,6 +7,7 @@ attempt won and lists its files. A folder without a manifest is no result, whate
 from __future__ import annotations
 
 import hashlib
+import io
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -91,6 +92,21 @@ def read_manifest(run_url: str) -> Manifest:
         raise OutputError(f"{url}: not a manifest of Daskyard; write to another output") from error
 
 
+def put(url: str, data: bytes) -> tuple[int, str]:
+    """Write a file; return its size and SHA-256, as `Attempt.add_file` wants them. Workers call it too."""
+    storage.write_bytes(url, data)
+    return len(data), hashlib.sha256(data).hexdigest()
+
+
+def put_table(url: str, table: Any) -> tuple[int, str]:
+    """Write an Arrow table as Parquet; return the file's size and SHA-256."""
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer)
+    return put(url, buffer.getvalue())
+
+
 class Attempt:
     """One attempt at a run: it owns a folder of its own until it wins or is discarded."""
 
@@ -116,8 +132,7 @@ class Attempt:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file and register it."""
-        storage.write_bytes(self.file_url(name), data)
-        self.add_file(name, len(data), hashlib.sha256(data).hexdigest())
+        self.add_file(name, *put(self.file_url(name), data))
 
     def commit(self, manifest: Manifest) -> Manifest:
         """Create the manifest; return the one that stands then, ours or that of an attempt that was first.

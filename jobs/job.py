@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 import time
@@ -18,7 +17,7 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
 from jobs import storage
-from jobs.artifacts import Attempt, InputRecord, StageRecord
+from jobs.artifacts import Attempt, InputRecord, StageRecord, put_table
 from jobs.errors import WorkersLostError
 from jobs.listener import Listener
 from jobs.report.sections import Section
@@ -155,13 +154,10 @@ class Job:
     def write_parquet(self, name: str, table: Any) -> None:
         """Write a small Parquet file of the run from a pandas DataFrame or an Arrow table."""
         import pyarrow
-        import pyarrow.parquet
 
         if not isinstance(table, pyarrow.Table):
             table = pyarrow.Table.from_pandas(table, preserve_index=False)
-        buffer = io.BytesIO()
-        pyarrow.parquet.write_table(table, buffer)
-        self.write_bytes(name, buffer.getvalue())
+        self.attempt.add_file(name, *put_table(self.artifact_url(name), table))
 
 
 def workers_lost(error: BaseException) -> WorkersLostError | None:

@@ -66,6 +66,8 @@ def run(
         Its class says whether another try is worth it.
     """
     listener = listener or Listener()
+    if client is None:
+        _refuse_memory(spec)
     run_url = storage.join(spec.output, spec.name)
     committed = _committed(spec, run_url)
     if committed is not None:
@@ -92,6 +94,15 @@ def run(
     if standing.attempt != attempt.id:
         standing = _of_this_spec(standing, spec, run_url)
     return RunResult(run_url, standing, was_committed=standing.attempt != attempt.id)
+
+
+def _refuse_memory(spec: JobSpec) -> None:
+    """Workers that are processes of their own would read and write memory of their own."""
+    for key, url in (("input.url", spec.input.url), ("output", spec.output)):
+        if url.startswith("memory://"):
+            raise SpecError(
+                f"{key}: {url} is the memory of one process, which workers do not share; use s3:// or a path"
+            )
 
 
 def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listener) -> Manifest:

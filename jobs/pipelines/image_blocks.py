@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load
 
 from jobs import storage
+from jobs.artifacts import put_table
 from jobs.readers import images as readers
 from jobs.training.collective import pick_device
 from jobs.training.convnet import ConvNet, ConvNetConfig, hashed, predict, whitening_filters
@@ -148,10 +147,7 @@ def predict_block(
         }
     )
     file = f"part-{index:05d}.parquet"
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    data = buffer.getvalue()
-    storage.write_bytes(storage.join(predictions_url, file), data)
+    size, sha256 = put_table(storage.join(predictions_url, file), table)
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(confusion, (labels, predicted), 1)
     wrong = np.flatnonzero(labels != predicted)
@@ -162,7 +158,7 @@ def predict_block(
     )
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     log_loss = float(-np.log(np.clip(of_label, 1e-12, 1)).sum())
-    return BlockScore(file, len(data), hashlib.sha256(data).hexdigest(), confusion, log_loss, errors)
+    return BlockScore(file, size, sha256, confusion, log_loss, errors)
 
 
 @functools.lru_cache(maxsize=2)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import scipy.sparse
 from numpy.typing import NDArray
 
-from jobs import storage
+from jobs.artifacts import put_table
 from jobs.estimators.ranking import RankingSums, ranking_sums, top_k
 from jobs.readers.interactions import Partition
 
@@ -124,11 +121,7 @@ def factors(vectors: Floats, ids: Any, block: tuple[int, int], rank: int, bias: 
 
 def written(url: str, function: Any, *args: Any) -> tuple[int, str]:
     """Write the table that a function makes to Parquet; return size and SHA-256 of the file."""
-    buffer = io.BytesIO()
-    pq.write_table(function(*args), buffer)
-    data = buffer.getvalue()
-    storage.write_bytes(url, data)
-    return len(data), hashlib.sha256(data).hexdigest()
+    return put_table(url, function(*args))
 
 
 def size(partition: Partition) -> tuple[int, int]:

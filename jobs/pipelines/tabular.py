@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +13,9 @@ import dask
 import dask.array as da
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from distributed import Future
 
-from jobs import storage
+from jobs.artifacts import put_table
 from jobs.errors import InputError
 from jobs.job import Job
 from jobs.readers.table_encoding import MISSING, Encoded, Encoder, Split, Spread, Target, encode, merged_spread, spread
@@ -232,9 +229,4 @@ def _member(part: Encoded, half: str, name: str) -> Any:
 
 def _write(part: Encoded, half: str, url: str, columns: Callable[..., Any], args: Any) -> tuple[int, str]:
     chosen = getattr(part, half)
-    table = pa.table({"row": chosen.rows, **columns(chosen.X, chosen.y, *args)})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    data = buffer.getvalue()
-    storage.write_bytes(url, data)
-    return len(data), hashlib.sha256(data).hexdigest()
+    return put_table(url, pa.table({"row": chosen.rows, **columns(chosen.X, chosen.y, *args)}))

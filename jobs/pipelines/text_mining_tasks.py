@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet
 from numpy.typing import NDArray
 
-from jobs import storage
+from jobs.artifacts import put_table
 from jobs.errors import InputError
+from jobs.randomness import uniform
 from jobs.readers.document_formats import DocumentBlock
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
+
+# Which draw of a row's random numbers decides whether it is a test row.
+_SPLIT_DRAW = 1
 
 
 def count_rows(block: DocumentBlock) -> Counter[str]:
@@ -45,7 +46,7 @@ def numbered(block: DocumentBlock, first_row: int) -> DocumentBlock:
 
 def half(block: DocumentBlock, seed: int, fraction: float, is_test: bool) -> DocumentBlock:
     """Return the test documents of a block, or the others; a document's fate depends on seed and row alone."""
-    is_chosen = (_uniform(seed, block.rows) < fraction) == is_test
+    is_chosen = (uniform(seed, _SPLIT_DRAW, block.rows) < fraction) == is_test
     mask = pa.array(is_chosen)
     return DocumentBlock(
         texts=block.texts.filter(mask),
@@ -125,7 +126,7 @@ def predictions(
             "score": scores[np.arange(len(best)), best],
         }
     )
-    return _written(url, table)
+    return put_table(url, table)
 
 
 def document_topics(url: str, row_numbers: Numbers, shares: Floats) -> tuple[int, str]:
@@ -133,23 +134,4 @@ def document_topics(url: str, row_numbers: Numbers, shares: Floats) -> tuple[int
     best = shares.argmax(axis=1)
     total = shares.sum(axis=1)
     share = np.divide(shares[np.arange(len(best)), best], total, out=np.zeros(len(best)), where=total > 0)
-    return _written(url, pa.table({"row": row_numbers, "topic": best, "share": share}))
-
-
-def _written(url: str, table: pa.Table) -> tuple[int, str]:
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer)
-    data = buffer.getvalue()
-    storage.write_bytes(url, data)
-    return len(data), hashlib.sha256(data).hexdigest()
-
-
-def _uniform(seed: int, row_numbers: Numbers) -> Floats:
-    """Return a number in [0, 1) for each row: SplitMix64 (Steele, Lea, Flood 2014) of seed and row."""
-    with np.errstate(over="ignore"):
-        x = row_numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed) * np.uint64(
-            0xD1342543DE82EF95
-        )
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            x = (x ^ x >> np.uint64(shift)) * np.uint64(factor)
-        return (x ^ x >> np.uint64(31)) / 2.0**64
+    return put_table(url, pa.table({"row": row_numbers, "topic": best, "share": share}))

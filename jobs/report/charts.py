@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jobs.artifacts import StageRecord
+from jobs.report.numbers import number
 from jobs.report.sections import Bars, Curves, Matrix
 
 _STYLE = {
@@ -70,7 +71,7 @@ def bars(section: Bars) -> str:
         figure, axes = _figure(7.0, 0.6 + 0.28 * len(section.labels))
         places = range(len(section.labels))
         drawn = axes.barh(places, section.values, height=0.65)
-        axes.bar_label(drawn, labels=[f"{value:.4g}" for value in section.values], padding=3, fontsize=8)
+        axes.bar_label(drawn, labels=[number(value) for value in section.values], padding=3, fontsize=8)
         axes.set_yticks(places, section.labels)
         axes.invert_yaxis()
         axes.margins(x=0.12)

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from jobs.artifacts import Manifest
 from jobs.report import charts
+from jobs.report.numbers import number
 from jobs.report.sections import Bars, Curves, Images, Matrix, Section
 
 
@@ -34,15 +35,6 @@ def render(manifest: Manifest, sections: Sequence[Section]) -> str:
     ]
     template = environment.get_template("report.html")
     return template.render(manifest=manifest, sections=drawn, timeline=charts.timeline(manifest.stages))
-
-
-def number(value: Any) -> str:
-    """Write a figure for people: thousands apart, four significant digits."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e15):
-        return f"{int(value):,}"
-    return f"{value:,.1f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def _draw(section: Section) -> Any:

@@ -22,6 +22,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 from jobs import storage
 from jobs.errors import InputError, SpecError
 from jobs.pipelines import image_classification as pipeline
+from jobs.readers import images
 from jobs.report.sections import Images, Matrix, Table
 from jobs.training.convnet import ConvNet, ConvNetConfig, predict
 from jobs.training.shards import Shards
@@ -191,7 +192,11 @@ def test_the_model_does_not_depend_on_the_number_of_workers(
     params = QUICK | {"epochs": 2, "tta": False}
     _, two, expected = stages(job_factory("image_classification", params, str(small_idx)))
     with Client(
-        processes=False, n_workers=n_workers, threads_per_worker=1, dashboard_address=":0", set_as_default=False
+        processes=False,
+        n_workers=n_workers,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        set_as_default=False,
     ) as other:
         job = job_factory("image_classification", params, str(small_idx), str(tmp_path / "other"), other)
         _, model, evaluation = stages(job)
@@ -199,3 +204,26 @@ def test_the_model_does_not_depend_on_the_number_of_workers(
     for name, value in two.result.state_dict.items():
         torch.testing.assert_close(model.result.state_dict[name], value, rtol=0, atol=1e-6)
     assert evaluation.metrics["accuracy"] == expected.metrics["accuracy"]
+
+
+def test_the_model_does_not_depend_on_how_the_images_are_cut(
+    job_factory: Any, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = QUICK | {"epochs": 1, "tta": False}
+    found = []
+    # Threads, so that workers see the changed size of parts.
+    with Client(
+        processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", set_as_default=False
+    ) as other:
+        for n_images in (137, 2048):
+            monkeypatch.setattr(images, "_IMAGES_PER_PART", n_images)
+            output = str(tmp_path / str(n_images))
+            prepared, model, evaluation = stages(
+                job_factory("image_classification", params, str(digits), output, other)
+            )
+            found.append((len(prepared.train.infos), model.result.state_dict, evaluation.metrics["accuracy"]))
+    (n_small, small, small_accuracy), (n_large, large, large_accuracy) = found
+    assert (n_small, n_large) == (14, 1)
+    for name, value in small.items():
+        torch.testing.assert_close(large[name], value, rtol=0, atol=1e-6)
+    assert small_accuracy == large_accuracy

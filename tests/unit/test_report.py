@@ -10,6 +10,7 @@ import pytest
 
 from jobs.artifacts import InputRecord, Manifest, StageRecord
 from jobs.report import html
+from jobs.report.numbers import number
 from jobs.report.sections import Bars, Curves, Images, Matrix, Note, Table
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
@@ -92,4 +93,4 @@ def test_what_data_says_is_never_markup(page: str) -> None:
     ],
 )
 def test_figures_are_written_for_people(value: object, text: str) -> None:
-    assert html.number(value) == text
+    assert number(value) == text

@@ -179,3 +179,8 @@ def test_workers_of_ones_own_and_a_running_cluster_exclude_each_other(
         assert runner.run(spec).manifest.n_workers == 2
         with pytest.raises(SpecError, match="--workers: the cluster that DASK_SCHEDULER_ADDRESS names"):
             runner.run(parse({**spec.model_dump(mode="json"), "run_id": "b"}), n_workers=3)
+
+
+def test_memory_that_workers_do_not_share_is_refused(pipeline: Pipelines) -> None:
+    with pytest.raises(SpecError, match="output: memory://runs is the memory of one process"):
+        runner.run(parse({"pipeline": "count", "input": "none", "output": "memory://runs"}))

@@ -25,13 +25,13 @@ N_SAMPLES = 203  # neither a multiple of the batch nor of the micro-batch
 
 @pytest.fixture(scope="module")
 def threads_client() -> Iterator[Client]:
-    with Client(processes=False, n_workers=4, threads_per_worker=1, dashboard_address=":0") as client:
+    with Client(processes=False, n_workers=4, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def processes_client() -> Iterator[Client]:
-    with Client(processes=True, n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
+    with Client(processes=True, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
         yield client
 
 
@@ -299,7 +299,7 @@ def test_a_loss_that_is_not_finite_is_a_spec_error(threads_client: Client) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_worker_that_dies_is_a_workers_lost_error_within_seconds(world_size: int) -> None:
-    with Client(processes=True, n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
+    with Client(processes=True, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
         progress: list[float] = []
 
         def kill_one_worker(done: int, total: int) -> None:
