@@ -30,7 +30,7 @@ check: $(BIN)/ready  ## Check format, lint, types, import layers and generated f
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timing 2>&1 | tail -n 6; exit $${PIPESTATUS[0]}
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/daskyard schema | diff -u docs/job.schema.json - || { echo "run: make schema"; exit 1; }
 
 .PHONY: format
