@@ -17,9 +17,8 @@ from jobs.artifacts import Manifest
 from jobs.cluster import connected
 from jobs.errors import DaskyardError
 from jobs.listener import Listener
-from jobs.local_s3 import LocalS3
+from jobs.local_s3 import BUCKET, LocalS3
 
-BUCKET = "demo"
 OUTPUT = f"s3://{BUCKET}/runs"
 
 

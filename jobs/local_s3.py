@@ -28,6 +28,7 @@ from jobs.errors import DaskyardError, StorageError
 START_S = 60.0
 STOP_S = 10.0
 REGION = "us-east-1"
+BUCKET = "demo"
 PORTS = tuple(f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc"))
 SETTINGS = {
     "ip": "127.0.0.1",
@@ -275,12 +276,13 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def main() -> int:
-    """Run a command beside a server: ``python -m jobs.local_s3 FOLDER COMMAND…``."""
+    """Run a command beside a server with a bucket `demo`: ``python -m jobs.local_s3 FOLDER COMMAND…``."""
     if len(sys.argv) < 3:
         sys.stderr.write("usage: python -m jobs.local_s3 FOLDER COMMAND [ARGUMENT]...\n")
         return 2
     try:
-        with LocalS3(sys.argv[1]):
+        with LocalS3(sys.argv[1]) as s3:
+            s3.create_bucket(BUCKET)
             return subprocess.run(sys.argv[2:], check=False).returncode
     except (DaskyardError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
