@@ -21,6 +21,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
+from jobs.estimators.compiled import IS_CACHED
 from jobs.estimators.sparse_blocks import add, as_blocks, runner
 from jobs.estimators.words import Words, murmur3, split
 
@@ -259,7 +260,7 @@ def column_of(terms: pa.Array, n_hashed: int) -> NDArray[np.int32]:
     return (np.abs(murmur3(terms).astype(np.int64)) % n_hashed).astype(np.int32)
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=IS_CACHED)
 def counted(ids: Any, starts: Any, n_terms: int) -> Any:
     """Count ids by row: CSR arrays, in each row the ids in order of their first appearance."""
     counts = np.empty(len(ids), np.float32)

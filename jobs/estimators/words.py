@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-_compiled = numba.njit(nogil=True, error_model="numpy")
+from jobs.estimators.compiled import IS_CACHED
+
+_compiled = numba.njit(nogil=True, error_model="numpy", cache=IS_CACHED)
 
 # FNV-1a, 64 bits: http://www.isthe.com/chongo/tech/comp/fnv/
 _FNV_START = np.uint64(14695981039346656037)
