@@ -18,8 +18,8 @@ demo: $(BIN)/ready  ## Run all six pipelines on real data through a local S3 ser
 	@$(BIN)/daskyard demo
 
 .PHONY: test
-test: $(BIN)/ready  ## Run the unit and integration tests.
-	@$(BIN)/pytest
+test: $(BIN)/ready  ## Run the unit and integration tests, a file at a time on each of two processes.
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 .PHONY: acceptance
 acceptance: $(BIN)/ready  ## Run the demo and hold its results against oracles and the documented bars.

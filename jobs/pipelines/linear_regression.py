@@ -26,7 +26,10 @@ def load(job: Job) -> Loaded:
 def prepare(job: Job, loaded: Loaded) -> Prepared:
     """Impute, encode and split."""
     target = tabular.numeric_target(job, loaded, job.params.target)
-    return tabular.prepare(job, loaded, target, job.params.test_fraction, is_standardised=False)
+    has_constant = job.params.fit_intercept
+    return tabular.prepare(
+        job, loaded, target, job.params.test_fraction, is_standardised=False, has_reference=has_constant
+    )
 
 
 def fit(job: Job, prepared: Prepared) -> LinearRegression:
@@ -95,5 +98,5 @@ def _ratio(model: LinearRegression) -> float:
     return model.intercept_ / error if error else float("nan")
 
 
-def _finite(names: list[str], values: Floats) -> dict[str, float] | None:
-    return dict(zip(names, values.tolist(), strict=True)) if np.isfinite(values).all() else None
+def _finite(names: list[str], values: Floats) -> dict[str, float | None]:
+    return {name: float(value) if np.isfinite(value) else None for name, value in zip(names, values, strict=True)}

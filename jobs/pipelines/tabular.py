@@ -16,7 +16,7 @@ import pyarrow as pa
 from distributed import Future
 
 from jobs.artifacts import put_table
-from jobs.errors import InputError
+from jobs.errors import InputError, SpecError
 from jobs.job import Job
 from jobs.readers.table_encoding import MISSING, Encoded, Encoder, Split, Spread, Target, encode, merged_spread, spread
 from jobs.readers.table_profile import Profile, check_kind, has_too_many, merged, profile
@@ -53,6 +53,8 @@ class Prepared:
 def load(job: Job, target: str | None = None) -> Loaded:
     """Read the columns that the params name, on the workers, and profile them."""
     params, url = job.params, job.spec.input.url
+    if job.spec.input.test_url is not None:
+        raise SpecError(f"input.test_url: {job.spec.pipeline} reads one table; remove test_url")
     table = open_table(url, job.spec.input.format, int(params.blocksize_mb * 1e6))
     job.record_input(table.files)
     features = _features(url, table.columns, params, target)
@@ -91,27 +93,33 @@ def class_target(job: Job, loaded: Loaded, name: str) -> Target:
     column, url = loaded.profile.columns[name], job.spec.input.url
     if has_too_many(column):
         raise InputError(f"{url}: column {name!r} has more than {_MOST_CLASSES} values; set params.task to regression")
-    if len(column.values) < 2:
-        only = ", ".join(map(repr, column.values)) or "none"
+    classes = _sorted(column.values)
+    if not column.n_texts and name not in job.params.categorical:
+        # Rows whose target is infinite are dropped, as those without one.
+        classes = [value for value in classes if np.isfinite(float(value))]
+    if len(classes) < 2:
+        only = ", ".join(map(repr, classes)) or "none"
         raise InputError(f"{url}: column {name!r} has one class only ({only}); params.target needs two or more")
-    return Target(name, tuple(_sorted(column.values)))
+    return Target(name, tuple(classes))
 
 
-def prepare(job: Job, loaded: Loaded, target: Target | None, test_fraction: float, is_standardised: bool) -> Prepared:
+def prepare(
+    job: Job,
+    loaded: Loaded,
+    target: Target | None,
+    test_fraction: float,
+    is_standardised: bool,
+    has_reference: bool = False,
+) -> Prepared:
     """Find the encoder's figures on the training rows, then encode and split every partition on its worker."""
     numbers, categories = _kinds(job, loaded)
     split = Split(job.params.seed, test_fraction)
-    parts = [
-        job.client.submit(spread, part, start, numbers, target, split, pure=False)
-        for part, start in zip(loaded.partitions, loaded.starts, strict=True)
-    ]
-    total: Spread = reduce(merged_spread, job.wait(parts))
-    for name, n in zip(numbers, total.n, strict=True):
-        if n == 0:
-            raise InputError(f"{job.spec.input.url}: column {name!r} has no finite value; put it into params.drop")
+    total = _spread(job, loaded, numbers, target, split)
     deviations = np.sqrt(total.squares / np.maximum(total.n, 1))
     scales = np.where(deviations > 0, deviations, 1.0) if is_standardised else np.ones(len(numbers))
-    encoder = Encoder(numbers, total.means, scales, categories, is_standardised)
+    encoder = Encoder(numbers, total.means, scales, categories, is_standardised, has_reference)
+    if not encoder.names:
+        raise InputError(f"{job.spec.input.url}: every column has one value only; add others to params.features")
     encoded = [
         job.client.submit(encode, part, start, encoder, target, split, pure=False)
         for part, start in zip(loaded.partitions, loaded.starts, strict=True)
@@ -132,6 +140,22 @@ def prepare(job: Job, loaded: Loaded, target: Target | None, test_fraction: floa
             "give more rows or change params.test_fraction"
         )
     return Prepared(encoder, target, encoded, sizes[0].tolist(), sizes[1].tolist(), counts)
+
+
+def _spread(job: Job, loaded: Loaded, numbers: tuple[str, ...], target: Target | None, split: Split) -> Spread:
+    """Mean and spread of columns of numbers; InputError where a column, or a target of numbers, has none."""
+    names = numbers if target is None or target.classes else (*numbers, target.name)
+    parts = [
+        job.client.submit(spread, part, start, names, target, split, pure=False)
+        for part, start in zip(loaded.partitions, loaded.starts, strict=True)
+    ]
+    total: Spread = reduce(merged_spread, job.wait(parts))
+    for name, n, square in zip(names, total.n, total.squares, strict=True):
+        if n == 0 and name in numbers:
+            raise InputError(f"{job.spec.input.url}: column {name!r} has no finite value; put it into params.drop")
+        if not np.isfinite(square):
+            raise InputError(f"{job.spec.input.url}: column {name!r} has values too large to square; scale it down")
+    return Spread(*(figures[: len(numbers)] for figures in total))
 
 
 def arrays(prepared: Prepared, half: str) -> tuple[da.Array, da.Array]:
@@ -199,7 +223,9 @@ def _kinds(job: Job, loaded: Loaded) -> tuple[tuple[str, ...], dict[str, tuple[s
                 f"{job.spec.input.url}: column {name!r} has more than {job.params.max_categories} distinct values; "
                 "put it into params.drop or raise params.max_categories"
             )
-        categories[name] = tuple(_sorted(column.values)) + ((MISSING,) if column.n_missing else ())
+        categories[name] = tuple(_sorted(column.values))
+        if column.n_missing and MISSING not in categories[name]:
+            categories[name] += (MISSING,)
     return tuple(numbers), categories
 
 

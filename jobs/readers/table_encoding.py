@@ -71,6 +71,9 @@ class Encoder:
     categories : dict of str to tuple of str
         Column → its values, each a column of 0 and 1. A value that is not among them gives zeros.
     is_standardised : bool
+    has_reference : bool
+        Whether the first value of each column gives zeros too: with a constant in the model, a column for each value
+        would say the same twice, and no coefficient would be determined.
     """
 
     numbers: tuple[str, ...]
@@ -78,16 +81,19 @@ class Encoder:
     scales: Floats
     categories: dict[str, tuple[str, ...]]
     is_standardised: bool
+    has_reference: bool = False
 
     @property
     def names(self) -> list[str]:
         """Names of the matrix's columns."""
-        return [*self.numbers, *(f"{name}={value}" for name, values in self.categories.items() for value in values)]
+        first = int(self.has_reference)
+        categories = self.categories.items()
+        return [*self.numbers, *(f"{name}={value}" for name, values in categories for value in values[first:])]
 
-    def transform(self, frame: pd.DataFrame) -> tuple[Floats, int, int]:
-        """Return the matrix (n, p), how many numbers were imputed, and how many categories were unknown."""
+    def transform(self, frame: pd.DataFrame) -> tuple[Floats, int]:
+        """Return the matrix (n, p), and how many numbers were imputed."""
         matrix = np.zeros((len(frame), len(self.names)))
-        n_imputed = n_unknown = 0
+        n_imputed = 0
         for place, (name, mean, scale) in enumerate(zip(self.numbers, self.means, self.scales, strict=True)):
             values = numbers(frame[name])
             is_usable = np.isfinite(values)
@@ -96,12 +102,12 @@ class Encoder:
             matrix[:, place] = (values - mean) / scale if self.is_standardised else values
         place = len(self.numbers)
         for name, known in self.categories.items():
-            codes = pd.Categorical(texts(frame[name]).fillna(MISSING), categories=list(known)).codes
+            shown = list(known[int(self.has_reference) :])
+            codes = pd.Categorical(texts(frame[name]).fillna(MISSING), categories=shown).codes
             is_known = codes >= 0
             matrix[np.flatnonzero(is_known), place + codes[is_known]] = 1.0
-            n_unknown += int(len(codes) - is_known.sum())
-            place += len(known)
-        return matrix, n_imputed, n_unknown
+            place += len(shown)
+        return matrix, n_imputed
 
     def document(self) -> dict[str, Any]:
         """Return what somebody else needs to encode rows alike, as JSON."""
@@ -112,6 +118,7 @@ class Encoder:
             ],
             "categories": {name: list(values) for name, values in self.categories.items()},
             "is_standardised": self.is_standardised,
+            "has_reference": self.has_reference,
             "columns": self.names,
         }
 
@@ -131,7 +138,6 @@ class Encoded(NamedTuple):
     test: Half
     n_dropped: int
     n_imputed: int
-    n_unknown: int
 
 
 def spread(frame: pd.DataFrame, start: int, names: tuple[str, ...], target: Target | None, split: Split) -> Spread:
@@ -144,17 +150,23 @@ def spread(frame: pd.DataFrame, start: int, names: tuple[str, ...], target: Targ
         values = numbers(frame[name])[chosen]
         values = values[np.isfinite(values)]
         if len(values):
-            n[place], means[place] = len(values), values.mean()
-            squares[place] = ((values - means[place]) ** 2).sum()
+            # Seen from a value of its own, a column that never changes has exactly no spread, whatever the partitions;
+            # its mean alone would leave rounding errors that look like one.
+            with np.errstate(over="ignore", invalid="ignore"):  # the caller reports what is not finite
+                gaps = values - values[0]
+                offset = gaps.mean()
+                n[place], means[place] = len(values), values[0] + offset
+                squares[place] = ((gaps - offset) ** 2).sum()
     return Spread(n, means, squares)
 
 
 def merged_spread(a: Spread, b: Spread) -> Spread:
     """Merge two partitions' spreads: Chan, Golub and LeVeque 1979."""
     n = a.n + b.n
-    gap = b.means - a.means
     share = b.n / np.where(n > 0, n, 1.0)
-    return Spread(n, a.means + gap * share, a.squares + b.squares + gap * gap * a.n * share)
+    with np.errstate(over="ignore", invalid="ignore"):
+        gap = b.means - a.means
+        return Spread(n, a.means + gap * share, a.squares + b.squares + gap * gap * a.n * share)
 
 
 def encode(frame: pd.DataFrame, start: int, encoder: Encoder, target: Target | None, split: Split) -> Encoded:
@@ -162,8 +174,8 @@ def encode(frame: pd.DataFrame, start: int, encoder: Encoder, target: Target | N
     rows = np.arange(start, start + len(frame))
     y = np.zeros(len(frame)) if target is None else target.values(frame)
     kept = ~np.isnan(y)
-    matrix, n_imputed, n_unknown = encoder.transform(frame[kept])
+    matrix, n_imputed = encoder.transform(frame[kept])
     rows, y = rows[kept], y[kept]
     is_test = split.is_test(rows)
     halves = [Half(np.ascontiguousarray(matrix[chosen]), y[chosen], rows[chosen]) for chosen in (~is_test, is_test)]
-    return Encoded(halves[0], halves[1], int(len(kept) - kept.sum()), n_imputed, n_unknown)
+    return Encoded(halves[0], halves[1], int(len(kept) - kept.sum()), n_imputed)

@@ -81,7 +81,9 @@ def _profile(column: pd.Series, max_values: int, is_valued: bool) -> ColumnProfi
         column = column.astype(column.cat.categories.dtype)
     n_missing = int(column.isna().sum())
     if pd.api.types.is_bool_dtype(column.dtype):
-        return ColumnProfile(n_texts=len(column) - n_missing, n_missing=n_missing, values=_values(column, max_values))
+        values = _values(column, max_values)
+        n_texts = len(column) - n_missing
+        return ColumnProfile(n_texts=n_texts, n_missing=n_missing, first_text=next(iter(values), None), values=values)
     if not (pd.api.types.is_numeric_dtype(column.dtype) or _is_text(column)):
         raise InputError(
             f"column {column.name!r}: values of type {column.dtype} cannot be used; put it into params.drop"

@@ -31,6 +31,17 @@ _SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),
 }
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
+_NULLABLE = {
+    pa.bool_(): pd.BooleanDtype(),
+    pa.int8(): pd.Int8Dtype(),
+    pa.int16(): pd.Int16Dtype(),
+    pa.int32(): pd.Int32Dtype(),
+    pa.int64(): pd.Int64Dtype(),
+    pa.uint8(): pd.UInt8Dtype(),
+    pa.uint16(): pd.UInt16Dtype(),
+    pa.uint32(): pd.UInt32Dtype(),
+    pa.uint64(): pd.UInt64Dtype(),
+}
 # What pandas takes for missing in text, without "None" and "null", which may be names.
 _MISSING = ["", "NA", "N/A", "NaN", "nan", "NULL", "#N/A"]
 
@@ -57,8 +68,10 @@ class Table:
     def frame(self, columns: Sequence[str]) -> Any:
         """Return some of its columns as a dask.dataframe, one partition a part."""
         head = self.parts[0]
-        kind = _parquet_schema(head.file) if head.format == "parquet" else None
-        meta = pd.DataFrame({name: _empty(kind, name) for name in columns})
+        if head.format == "parquet":
+            meta = _plain(head.file.url, _parquet_schema(head.file).empty_table().select(list(columns)))
+        else:
+            meta = pd.DataFrame({name: pd.Series(dtype="str") for name in columns})
         return dd.from_map(read_part, self.parts, columns=tuple(columns), meta=meta, enforce_metadata=False)
 
 
@@ -201,18 +214,29 @@ def _cut_parquet(file: StoredFile, blocksize: int) -> list[Part]:
 def _read_parquet(part: Part, columns: Sequence[str]) -> pd.DataFrame:
     with storage.open_input(part.file.url) as handle, _mapped(part.file.url):
         table = pq.ParquetFile(handle).read_row_groups(range(part.start, part.stop), columns=list(columns))
-    return table.select(list(columns)).to_pandas(ignore_metadata=True)
+    return _plain(part.file.url, table.select(list(columns)))
+
+
+def _plain(url: str, table: pa.Table) -> pd.DataFrame:
+    """Return a table as a frame whose types don't depend on what a partition happens to hold."""
+    for place, field in enumerate(table.schema):
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if pa.types.is_decimal(kind):
+            kind = pa.float64()
+        elif pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            kind = pa.string()
+        elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            raise InputError(
+                f"{url}: column {field.name!r} is of type {kind}, neither numbers nor text; put it into params.drop"
+            )
+        table = table.set_column(place, field.name, table.column(place).cast(kind))
+    # Integers that become floats where one is missing would lose digits there, and be other categories.
+    return table.to_pandas(ignore_metadata=True, types_mapper=_NULLABLE.get)
 
 
 def _parquet_schema(file: StoredFile) -> pa.Schema:
     with storage.open_input(file.url) as handle, _mapped(file.url):
         return pq.read_schema(handle)
-
-
-def _empty(schema: pa.Schema | None, name: str) -> pd.Series:
-    if schema is None:
-        return pd.Series(dtype="str")
-    return schema.field(name).type.to_pandas_dtype() and pa.array([], schema.field(name).type).to_pandas()
 
 
 @contextmanager

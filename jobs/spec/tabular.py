@@ -1,6 +1,8 @@
 """What the pipelines on tables have in common."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from jobs.spec.base import Params
 
@@ -17,3 +19,18 @@ class TableParams(Params):
         100, ge=2, description="Most distinct values of a column of categories; each becomes a column of 0 and 1."
     )
     blocksize_mb: float = Field(32, gt=0, description="Size of the partitions in which files are read, MB.")
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> Self:
+        for key in ("features", "drop", "categorical"):
+            names = getattr(self, key) or ()
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{key}: column {twice!r} stands twice; name it once")
+        target = getattr(self, "target", None)
+        for name in self.drop:
+            if name == target or name in (self.features or ()):
+                raise ValueError(f"drop: column {name!r} is also to be used; remove it here or there")
+        if target is not None and target in (self.features or ()):
+            raise ValueError(f"features: column {target!r} is the target; remove it")
+        return self
