@@ -37,6 +37,12 @@ def table() -> pd.DataFrame:
 
 
 @pytest.fixture
+def one_worker() -> Iterator[Client]:
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+        yield client
+
+
+@pytest.fixture
 def four_workers() -> Iterator[Client]:
     with Client(processes=False, n_workers=4, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
         yield client
@@ -131,7 +137,7 @@ TIMINGS = ("rows_per_s", "world_size")
 
 @pytest.mark.parametrize("pipeline", CASES)
 def test_the_result_is_the_same_for_any_workers_and_partitions(
-    pipeline: str, table: pd.DataFrame, client: Client, four_workers: Client, tmp_path: Path
+    pipeline: str, table: pd.DataFrame, client: Client, one_worker: Client, four_workers: Client, tmp_path: Path
 ) -> None:
     params, rel = CASES[pipeline]
     paths = []
@@ -142,7 +148,8 @@ def test_the_result_is_the_same_for_any_workers_and_partitions(
     table.to_csv(tmp_path / "t.csv", index=False)
     small = {"blocksize_mb": 0.001}
     _, reference = run(client, pipeline, paths[0], **params)
-    for user, path in ((client, paths[1]), (four_workers, paths[1]), (client, tmp_path / "t.csv")):
+    runs = ((client, paths[1]), (one_worker, paths[1]), (four_workers, paths[1]), (client, tmp_path / "t.csv"))
+    for user, path in runs:
         _, other = run(user, pipeline, path, **params, **small)
         close(reference, other, rel, TIMINGS)
 
