@@ -72,7 +72,7 @@ class Job:
     @property
     def n_workers(self) -> int:
         """Workers that the scheduler knows now."""
-        return len(self.client.scheduler_info(n_workers=-1)["workers"])
+        return len(workers_of(self.client))
 
     @contextmanager
     def stage(self, name: str, index: int, n_stages: int) -> Iterator[None]:
@@ -158,6 +158,16 @@ class Job:
         if not isinstance(table, pyarrow.Table):
             table = pyarrow.Table.from_pandas(table, preserve_index=False)
         self.attempt.add_file(name, *put_table(self.artifact_url(name), table))
+
+
+def workers_of(client: Client) -> dict[str, Any]:
+    """Return what the scheduler knows of each worker now, by address.
+
+    `Client.scheduler_info` would do, were it not that the client's own refresh, which asks for no workers, can come
+    between its question and its answer: then it tells of none.
+    """
+    identity = client.sync(client.scheduler.identity, n_workers=-1)
+    return dict(identity["workers"])
 
 
 def workers_lost(error: BaseException) -> WorkersLostError | None:

@@ -19,6 +19,7 @@ from distributed import Client, Future, wait
 from torch import Tensor, nn
 
 from jobs.errors import DaskyardError, SpecError, WorkersLostError
+from jobs.job import workers_of
 from jobs.training.collective import CollectiveError, StoreHost, store_address
 from jobs.training.plan import Data, Plan
 from jobs.training.rank import CancelledFitError, Epoch, PeerFailedError, RankResult, Timings, run_rank
@@ -166,7 +167,7 @@ class Trainer:
 
 def choose_workers(client: Client, world_size: int) -> list[str]:
     """Return the addresses of `world_size` workers, GPU workers first; SpecError where there are fewer."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = workers_of(client)
     if len(workers) < world_size:
         raise SpecError(
             f"params.world_size: {world_size} ranks need {world_size} workers, the cluster has {len(workers)}; "

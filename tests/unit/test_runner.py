@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import types
@@ -15,7 +16,7 @@ from distributed import Client
 from jobs import runner, storage
 from jobs.artifacts import read_manifest
 from jobs.errors import InputError, OutputError, SpecError, StorageMissingError, WorkersLostError
-from jobs.job import Evaluation, Job
+from jobs.job import Evaluation, Job, workers_of
 from jobs.listener import Listener
 from jobs.report.sections import Note
 from jobs.spec import JobSpec, Params, parse
@@ -184,3 +185,16 @@ def test_workers_of_ones_own_and_a_running_cluster_exclude_each_other(
 def test_memory_that_workers_do_not_share_is_refused(pipeline: Pipelines) -> None:
     with pytest.raises(SpecError, match="output: memory://runs is the memory of one process"):
         runner.run(parse({"pipeline": "count", "input": "none", "output": "memory://runs"}))
+
+
+def test_workers_are_counted_while_the_client_refreshes_its_own_view(client: Client) -> None:
+    """The client's own refresh asks for no workers; it must not be taken for the answer."""
+
+    async def refresh() -> None:
+        for _ in range(300):
+            await client._update_scheduler_info()
+
+    background = asyncio.run_coroutine_threadsafe(refresh(), client.loop.asyncio_loop)
+    counts = [len(workers_of(client)) for _ in range(200)]
+    background.result(timeout=60)
+    assert set(counts) == {2}
