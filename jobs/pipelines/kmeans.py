@@ -46,7 +46,7 @@ def fit(job: Job, prepared: Prepared) -> KMeans:
         tol=params.tol,
         random_state=params.seed,
     )
-    with tabular.current(job):
+    with job.client.as_current():
         return model.fit(tabular.arrays(prepared, "train")[0])
 
 

@@ -34,13 +34,13 @@ def prepare(job: Job, loaded: Loaded) -> Prepared:
 
 def fit(job: Job, prepared: Prepared) -> LinearRegression:
     """Fit on the training rows."""
-    with tabular.current(job):
+    with job.client.as_current():
         return LinearRegression(fit_intercept=job.params.fit_intercept).fit(*tabular.arrays(prepared, "train"))
 
 
 def evaluate(job: Job, prepared: Prepared, model: LinearRegression) -> Evaluation:
     """R², RMSE and MAE on the test rows."""
-    with tabular.current(job):
+    with job.client.as_current():
         metrics = regression_metrics(model, *tabular.arrays(prepared, "test"))
     metrics |= {
         "r2_train": model.r2_,

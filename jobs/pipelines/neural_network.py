@@ -152,7 +152,7 @@ def _write_shard(part: Encoded, url: str) -> ShardInfo:
 
 
 def _mean_and_scale(job: Job, prepared: Prepared) -> tuple[float, float]:
-    with tabular.current(job):
+    with job.client.as_current():
         y = tabular.arrays(prepared, "train")[1]
         mean = float(y.mean().compute())
         # The second pass is centred: targets far from zero keep their digits.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -49,6 +48,10 @@ class Prepared:
     n_test: list[int]
     counts: dict[str, int]
 
+    def lengths(self, half: str) -> list[int]:
+        """Rows of each partition's ``"train"`` or ``"test"`` half."""
+        return self.n_train if half == "train" else self.n_test
+
 
 def load(job: Job, target: str | None = None) -> Loaded:
     """Read the columns that the params name, on the workers, and profile them."""
@@ -59,7 +62,7 @@ def load(job: Job, target: str | None = None) -> Loaded:
     job.record_input(table.files)
     features = _features(url, table.columns, params, target)
     frame = table.frame([*features, *([target] if target else [])])
-    partitions = job.client.compute([dask.delayed(part) for part in frame.to_delayed()], sync=False)
+    partitions = job.client.compute(list(frame.to_delayed()), sync=False)
     most = max(params.max_categories, _MOST_CLASSES)
     valued = (*params.categorical, *([target] if target else []))
     found = merged(job.map(profile, partitions, most, valued), most)
@@ -160,11 +163,10 @@ def _spread(job: Job, loaded: Loaded, numbers: tuple[str, ...], target: Target |
 
 def arrays(prepared: Prepared, half: str) -> tuple[da.Array, da.Array]:
     """Return X (n, p) and y (n,) of ``"train"`` or ``"test"``: lazy arrays over the encoded partitions."""
-    lengths = prepared.n_train if half == "train" else prepared.n_test
     p = len(prepared.encoder.names)
     take = dask.delayed(_member, pure=False)
     rows, targets = [], []
-    for part, n in zip(prepared.parts, lengths, strict=True):
+    for part, n in zip(prepared.parts, prepared.lengths(half), strict=True):
         rows.append(da.from_delayed(take(part, half, "X"), (n, p), dtype=np.float64))
         targets.append(da.from_delayed(take(part, half, "y"), (n,), dtype=np.float64))
     return da.concatenate(rows), da.concatenate(targets)
@@ -175,8 +177,7 @@ def write_rows(job: Job, prepared: Prepared, half: str, folder: str, columns: Ca
 
     A first column `row` holds global row numbers. Empty partitions write nothing.
     """
-    lengths = prepared.n_train if half == "train" else prepared.n_test
-    chosen = [(part, n) for part, n in zip(prepared.parts, lengths, strict=True) if n]
+    chosen = [(part, n) for part, n in zip(prepared.parts, prepared.lengths(half), strict=True) if n]
     names = [f"{folder}/part-{number:05d}.parquet" for number in range(len(chosen))]
     futures = [
         job.client.submit(_write, part, half, job.artifact_url(name), columns, args, pure=False)
@@ -184,13 +185,6 @@ def write_rows(job: Job, prepared: Prepared, half: str, folder: str, columns: Ca
     ]
     for name, (size, sha256) in zip(names, job.wait(futures, unit="files"), strict=True):
         job.add_file(name, size, sha256)
-
-
-@contextmanager
-def current(job: Job) -> Iterator[None]:
-    """Run Dask collections on the job's cluster, whatever other clients there are."""
-    with job.client.as_current():
-        yield
 
 
 def _features(url: str, columns: Sequence[str], params: Any, target: str | None) -> tuple[str, ...]:
