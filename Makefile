@@ -11,7 +11,9 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .PHONY: help
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+include kubernetes.mk
 
 .PHONY: demo
 demo: $(BIN)/ready  ## Run all six pipelines on real data through a local S3 server and print a table of results.
@@ -43,7 +45,7 @@ schema: $(BIN)/ready  ## Write docs/job.schema.json, the JSON Schema of a job fi
 
 .PHONY: lock
 lock: $(BIN)/ready  ## Resolve the dependencies anew into requirements.lock.
-	@$(BIN)/uv pip compile pyproject.toml --extra local --group dev --group torch-needs --upgrade --quiet --no-header \
+	@$(BIN)/uv pip compile pyproject.toml --extra local --group dev --group operator --group charts --group torch-needs --upgrade --quiet --no-header \
 	  --override <(echo "torch ; sys_platform == 'never'") --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-package torch \
 	  --output-file requirements.lock
 

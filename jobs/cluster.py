@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import dask
 from distributed import Client, LocalCluster
 
-from jobs.errors import SpecError, WorkersLostError
+from jobs.errors import DaskyardError, SpecError, WorkersLostError
 
 SCHEDULER_TIMEOUT_S = 60
 WORKERS_TIMEOUT_S = 300
@@ -65,7 +65,7 @@ def _client(address: str) -> Iterator[Client]:
         raise WorkersLostError(
             f"{address}: no scheduler answers within {SCHEDULER_TIMEOUT_S} s; start it or mend DASK_SCHEDULER_ADDRESS"
         ) from error
-    with client:
+    with client, _scheduler_held(client, address):
         try:
             client.wait_for_workers(1, timeout=WORKERS_TIMEOUT_S)
         except TimeoutError as error:
@@ -73,3 +73,31 @@ def _client(address: str) -> Iterator[Client]:
                 f"{address}: no worker within {WORKERS_TIMEOUT_S} s; start workers, then run the job again"
             ) from error
         yield client
+
+
+@contextmanager
+def _scheduler_held(client: Client, address: str) -> Iterator[None]:
+    """Raise errors met inside as WorkersLostError where the scheduler is gone: a client then fails in many ways."""
+    try:
+        yield
+    except DaskyardError:
+        raise
+    except Exception as error:
+        # One that has found a new scheduler at the address runs, but not without an error that names the address.
+        if client.status == "running" and address not in str(error):
+            raise
+        raise WorkersLostError(f"{address}: connection to the scheduler lost; run the job again") from error
+    finally:
+        if client.status != "running":
+            _close_quietly(client)
+
+
+def _close_quietly(client: Client) -> None:
+    """Close a client that looks for its scheduler, without the traceback that it logs about being interrupted."""
+    logger = logging.getLogger("distributed.client")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        client.close()
+    finally:
+        logger.setLevel(before)

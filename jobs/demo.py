@@ -32,11 +32,11 @@ class Case:
 
 
 # Where the first data set cannot be had, the next is taken: the last one comes with scikit-learn.
-_ONE_EPOCH = ("params.epochs=1", "params.compare_world_sizes=[]")
+_IMAGES = "cifar10_one_epoch.yaml"
 IMAGES = (
-    Case("cifar10.yaml", "cifar10", _ONE_EPOCH),
-    Case("cifar10.yaml", "fashion-mnist", _ONE_EPOCH),
-    Case("cifar10.yaml", "digits", (*_ONE_EPOCH, "params.epochs=20", "params.flip=false", "params.batch_size=128")),
+    Case(_IMAGES, "cifar10"),
+    Case(_IMAGES, "fashion-mnist"),
+    Case(_IMAGES, "digits", ("params.epochs=20", "params.flip=false", "params.batch_size=128")),
 )
 CASES = (
     IMAGES,

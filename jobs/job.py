@@ -179,6 +179,10 @@ def workers_lost(error: BaseException) -> WorkersLostError | None:
         )
     if isinstance(error, (NoWorkerError, NoValidWorkerError)):
         return WorkersLostError("workers: none left that can run the job's tasks; start workers, then run it again")
+    if isinstance(error, FutureCancelledError) and error.reason != "scheduler-connection-lost":
+        return WorkersLostError(
+            f"workers: one was lost with data that no task can make again ({error.reason}); run the job again"
+        )
     if isinstance(error, (FutureCancelledError, CommClosedError, asyncio.CancelledError)):
         return WorkersLostError(f"scheduler: connection lost ({type(error).__name__}); run the job again")
     return None

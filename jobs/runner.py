@@ -20,7 +20,7 @@ import jobs
 from jobs import storage
 from jobs.artifacts import Attempt, Manifest, read_manifest
 from jobs.cluster import connected
-from jobs.errors import DaskyardError, OutputError, SpecError, StorageError, StorageMissingError
+from jobs.errors import DaskyardError, OutputError, SpecError, StoppedError, StorageError, StorageMissingError
 from jobs.job import Evaluation, Job, Pipeline, workers_lost
 from jobs.listener import Listener
 from jobs.report import html
@@ -113,8 +113,11 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
     job.write_json("spec.json", spec.model_dump(mode="json"))
     with tempfile.TemporaryDirectory(prefix="daskyard-") as folder:
         dask_report = Path(folder) / "dask-report.html"
-        with performance_report(filename=str(dask_report), mode="inline"):
-            evaluation = _staged(importlib.import_module(f"jobs.pipelines.{spec.pipeline}"), job)
+        report = performance_report(filename=str(dask_report), mode="inline")
+        report.__enter__()
+        evaluation = _staged(importlib.import_module(f"jobs.pipelines.{spec.pipeline}"), job)
+        # No `with`: a run that failed needs no report, and to ask a scheduler that is gone for one takes half a minute.
+        report.__exit__(None, None, None)
         job.write_bytes("dask-report.html", dask_report.read_bytes())
     ended_at = datetime.now(UTC)
     manifest = Manifest(
@@ -177,6 +180,8 @@ def _discard(attempt: Attempt, error: BaseException) -> None:
     """Remove the attempt's files; what went wrong before matters more than a failure to clean up."""
     try:
         attempt.discard()
+    except StoppedError:
+        raise
     except (DaskyardError, OSError) as second:
         if not isinstance(error, StorageError):
             error.add_note(f"{attempt.url}: could not be removed ({second})")

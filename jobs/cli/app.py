@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 import jobs
-from jobs import artifacts, datasets, spec
+from jobs import artifacts, datasets, retries, spec
 from jobs.cli import params as model_params
 from jobs.cli import tables
 from jobs.cli.progress import watching
@@ -44,6 +44,16 @@ RunId = Annotated[str | None, typer.Option("--run-id", metavar="ID", help="Name 
 Workers = Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help="Workers of the local cluster.")]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Retries = Annotated[
+    int,
+    typer.Option(
+        "--retries",
+        min=0,
+        max=retries.MAX_RETRIES,
+        metavar="N",
+        help="Run again up to N times after errors that are worth it (exit code 75).",
+    ),
+]
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
@@ -113,6 +123,7 @@ def run(
     sets: Sets = None,
     workers: Workers = None,
     run_id: RunId = None,
+    n_retries: Retries = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -121,7 +132,11 @@ def run(
     from jobs import runner
 
     with watching(Console(stderr=True)) as listener:
-        result = runner.run(job, n_workers=workers, listener=listener)
+
+        def attempt() -> runner.RunResult:
+            return runner.run(job, n_workers=workers, listener=listener)
+
+        result = retries.with_retries(attempt, n_retries, listener)
     if as_json:
         document = {"run_url": result.run_url, "was_committed": result.was_committed}
         _print_json({**document, "manifest": result.manifest.model_dump(mode="json")})

@@ -79,7 +79,7 @@ def load(job: Job) -> Loaded:
     """List the input on a worker, and see whether there are workers enough for what the params ask."""
     params = job.params
     wanted = max([params.world_size or 1, *params.compare_world_sizes])
-    choose_workers(job.client, wanted)
+    choose_workers(job.client, wanted, params.hardware)
     urls = [url for url in (job.spec.input.url, job.spec.input.test_url) if url is not None]
     listings = [job.client.submit(readers.list_input, url, pure=False) for url in urls]
     fingerprints = []
@@ -189,7 +189,7 @@ def fit(job: Job, prepared: Prepared) -> Model:
         is_bfloat16=_is_bfloat16(job),
     )
     [whitening] = job.map(whitening_of, [prepared.train], config, unit="samples")
-    world_size = params.world_size or job.n_workers
+    world_size = params.world_size or len(choose_workers(job.client, None, params.hardware))
     sizes = sorted({world_size, *params.compare_world_sizes})
     results = {}
     for done, size in enumerate(sizes):
@@ -205,6 +205,7 @@ def fit(job: Job, prepared: Prepared) -> Model:
             seed=params.seed,
             world_size=size,
             timeout_s=params.step_timeout_s,
+            hardware=params.hardware,
         )
         results[size] = trainer.fit(job.client, functools.partial(_progress, job, done, len(sizes)))
         job.log.info("%d ranks: %.0f images/s", size, results[size].samples_per_s)

@@ -55,7 +55,7 @@ class Model:
 
 def load(job: Job) -> Loaded:
     """Read and profile the columns; see whether there are workers enough."""
-    choose_workers(job.client, job.params.world_size or 1)
+    choose_workers(job.client, job.params.world_size, job.params.hardware)
     return tabular.load(job, job.params.target)
 
 
@@ -96,8 +96,9 @@ def fit(job: Job, prepared: Prepared) -> Model:
             batch_size=params.batch_size,
             micro_batch_size=min(params.micro_batch_size, params.batch_size),
             seed=params.seed,
-            world_size=params.world_size or job.n_workers,
+            world_size=params.world_size or len(choose_workers(job.client, None, params.hardware)),
             timeout_s=params.step_timeout_s,
+            hardware=params.hardware,
         )
         result = trainer.fit(job.client, lambda done, total: job.progress(done, total, "rows"))
     finally:

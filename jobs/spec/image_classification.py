@@ -58,7 +58,12 @@ class ImageClassificationParams(Params):
         0.2, gt=0, lt=1, description="Share of the images set aside where the input has no test set."
     )
     world_size: int | None = Field(
-        None, ge=1, le=1024, description="Ranks that train, one on each worker; without it, all workers."
+        None, ge=1, le=1024, description="Ranks that train, one on each worker; without it, all that hardware allows."
+    )
+    hardware: Literal["auto", "cpu", "gpu"] = Field(
+        "auto",
+        description="Which workers train: gpu: those that offer the Dask resource GPU; cpu: those that do not, where "
+        "there are any, and without CUDA; auto: any, those with a GPU first, with CUDA where they have it.",
     )
     compare_world_sizes: tuple[int, ...] = Field(
         (),

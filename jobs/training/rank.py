@@ -75,10 +75,10 @@ def build_model(plan: Plan) -> nn.Module:
         return plan.model_fn()
 
 
-def run_rank(plan: Plan, rank: int, address: tuple[str, int], topic: str) -> RankResult:
+def run_rank(plan: Plan, rank: int, address: tuple[str, int], topic: str, is_on_cpu: bool = False) -> RankResult:
     """Train; runs as a task. Raises what the model, the data or the loss raised, or CollectiveError."""
     worker = get_worker()
-    device = pick_device()
+    device = torch.device("cpu") if is_on_cpu else pick_device()
     n_threads = worker.state.nthreads if device.type == "cpu" else torch.get_num_threads()
     with _threads(n_threads), torch.random.fork_rng():
         group = Group(address, rank, plan.world_size, device, plan.timeout_s)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from distributed import Client, Future, wait
@@ -27,6 +27,9 @@ from jobs.training.rank import CancelledFitError, Epoch, PeerFailedError, RankRe
 # How long the other ranks have to tell what really happened, once one of them failed.
 _GRACE_S = 5.0
 _POLL_S = 0.5
+# How long a running cluster may take to start the workers that a job wants; the first one gets as long.
+_WORKERS_TIMEOUT_S = 300.0
+Hardware = Literal["auto", "cpu", "gpu"]
 # Consequences of a failure elsewhere, never its cause.
 _CONSEQUENCES = (CollectiveError, PeerFailedError, CancelledFitError, CancelledError)
 
@@ -96,6 +99,8 @@ class Trainer:
         Number of ranks, each on a worker of its own.
     timeout_s
         Longest wait of a rank for the others: when they meet (data is opened then) and in each step.
+    hardware
+        Which workers train; see `choose_workers`. `cpu` keeps the ranks off CUDA as well.
 
     Notes
     -----
@@ -113,6 +118,7 @@ class Trainer:
     seed: int = 0
     world_size: int = 1
     timeout_s: float = 600.0
+    hardware: Hardware = "auto"
 
     def fit(self, client: Client, on_progress: Callable[[int, int], None] | None = None) -> TrainResult:
         """Train on `client`'s workers.
@@ -134,7 +140,7 @@ class Trainer:
             What a rank's model, data or loss raised.
         """
         plan = Plan(**{name: getattr(self, name) for name in Plan.__dataclass_fields__})
-        workers = choose_workers(client, self.world_size)
+        workers = choose_workers(client, self.world_size, self.hardware)
         n_total = self.epochs * self.data.n_samples
         run = f"fit-{uuid.uuid4().hex[:12]}"
         moments = [time.monotonic()]
@@ -154,8 +160,7 @@ class Trainer:
                 _watch(client, [located], workers[:1], self.timeout_s, moments)
                 address = located.result()
                 ranks = [
-                    _submit(client, worker, f"{run}-rank-{rank}", run_rank, plan, rank, address, run)
-                    for rank, worker in enumerate(workers)
+                    self._submit_rank(client, worker, rank, plan, address, run) for rank, worker in enumerate(workers)
                 ]
                 futures += ranks
                 _watch(client, ranks, workers, self.timeout_s, moments)
@@ -164,21 +169,66 @@ class Trainer:
                 client.cancel(futures, force=True)
         return _assemble(results)
 
+    def _submit_rank(
+        self, client: Client, worker: str, rank: int, plan: Plan, address: tuple[str, int], run: str
+    ) -> Future:
+        # The scheduler then knows that the GPU is in use, and gives it to no other task that asks for one.
+        options = {"resources": {"GPU": 1}} if self.hardware == "gpu" else {}
+        arguments = (plan, rank, address, run, self.hardware == "cpu")
+        return _submit(client, worker, f"{run}-rank-{rank}", run_rank, *arguments, **options)
 
-def choose_workers(client: Client, world_size: int) -> list[str]:
-    """Return the addresses of `world_size` workers, GPU workers first; SpecError where there are fewer."""
-    workers = workers_of(client)
-    if len(workers) < world_size:
+
+def choose_workers(client: Client, world_size: int | None, hardware: Hardware = "auto") -> list[str]:
+    """Return the addresses of the workers that train.
+
+    Parameters
+    ----------
+    client
+        Where its cluster was running before, workers may still be starting: they are waited for, but not for ever.
+    world_size
+        How many workers; None is all that the hardware allows, and at least one.
+    hardware
+        `gpu` allows workers that offer the Dask resource GPU; `cpu` those that do not, if there are any such; `auto`
+        all of them, those with a GPU first.
+
+    Raises
+    ------
+    SpecError
+        When there are fewer workers than wanted.
+    """
+    n_wanted = world_size or 1
+    deadline = time.monotonic() + (_WORKERS_TIMEOUT_S if client.cluster is None else 0.0)
+    while len(found := _allowed(client, hardware)) < n_wanted and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    if len(found) >= n_wanted:
+        return found[:world_size]
+    if hardware == "gpu":
+        needs = f"{n_wanted} ranks need {n_wanted} workers" if world_size else "needs a worker"
+        offers = "offer" if world_size else "offers"
         raise SpecError(
-            f"params.world_size: {world_size} ranks need {world_size} workers, the cluster has {len(workers)}; "
-            "lower it or start more workers"
+            f"params.hardware: gpu: {needs} that {offers} the resource GPU, the cluster has {len(found) or 'none'}; "
+            "start more (dask worker --resources GPU=1), lower params.world_size or choose other hardware"
         )
-    by_rank = sorted(workers, key=lambda address: (-workers[address]["resources"].get("GPU", 0), address))
-    return by_rank[:world_size]
+    which = " without a GPU" if hardware == "cpu" else ""
+    raise SpecError(
+        f"params.world_size: {n_wanted} ranks need {n_wanted} workers{which}, the cluster has {len(found)}; "
+        "lower it or start more workers"
+    )
 
 
-def _submit(client: Client, worker: str, key: str, function: Callable[..., Any], *args: Any) -> Future:
-    return client.submit(function, *args, key=key, workers=[worker], allow_other_workers=False, pure=False, retries=0)
+def _allowed(client: Client, hardware: Hardware) -> list[str]:
+    n_gpus = {address: worker["resources"].get("GPU", 0) for address, worker in workers_of(client).items()}
+    by_rank = sorted(n_gpus, key=lambda address: (-n_gpus[address], address))
+    if hardware == "gpu":
+        return [address for address in by_rank if n_gpus[address] >= 1]
+    if hardware == "cpu":
+        return [address for address in by_rank if not n_gpus[address]] or by_rank
+    return by_rank
+
+
+def _submit(client: Client, worker: str, key: str, function: Callable[..., Any], *args: Any, **more: Any) -> Future:
+    options = {"workers": [worker], "allow_other_workers": False, "pure": False, "retries": 0}
+    return client.submit(function, *args, key=key, **options, **more)
 
 
 @contextmanager
