@@ -54,6 +54,7 @@ charts-test: charts .venv-checkov/ready  ## Lint the charts, run their unit test
 	@for chart in platform cluster job; do \
 	  helm lint --strict --quiet charts/$$chart --values charts/$$chart/ci/everything-values.yaml || exit 1; done
 	@helm unittest charts/platform charts/cluster charts/job
+	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && $(MAKE) --no-print-directory manifests OUT="$$made" && diff -ru examples/kind "$$made" || { echo "run: make manifests" >&2; exit 1; }
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile tests/charts
 
 .venv-checkov/ready: kubernetes.mk | $(BIN)/ready

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 import tempfile
@@ -188,7 +189,10 @@ def _discard(attempt: Attempt, error: BaseException) -> None:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code where it runs from a checkout; None where it is installed."""
+    """The commit of this code, as its image says, or the checkout that it runs from; None where it is installed."""
+    told = os.environ.get("DASKYARD_GIT_COMMIT")
+    if told:
+        return told
     folder = Path(__file__).parent
     # Installed code may lie in the folder of a repository of the user's, which does not track it.
     for command in (["ls-files", "--error-unmatch", __file__], ["rev-parse", "HEAD"]):
