@@ -51,7 +51,7 @@ lock: $(BIN)/ready  ## Resolve the dependencies anew into requirements.lock.
 
 .PHONY: clean
 clean:  ## Remove the environment and all caches.
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@rm -rf .venv .venv-checkov .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # The lock holds everything but torch: which build of it is right, CPU or CUDA, is the machine's affair.
 $(BIN)/ready: requirements.lock pyproject.toml

@@ -57,6 +57,17 @@ def test_manifest_ends_successful_with_the_laptops_metrics(name: str, laptop: Cl
     assert committed.metrics.keys() == expected.metrics.keys()
 
 
+def test_make_submit_follows_a_job_to_its_end() -> None:
+    storage.remove_tree(storage.join("s3://demo/runs", _job_of("california").name))
+    command = ("make", "--no-print-directory", "-C", str(kube.ROOT), "submit", "JOB=examples/california.yaml")
+    try:
+        said = kube.run(*command, "NAME=submitted", timeout_s=180)
+    finally:
+        kube.remove("submitted")
+    assert "5/5 write took" in said
+    assert "submitted: Successful" in said
+
+
 @cache
 def _job_of(name: str) -> spec.JobSpec:
     documents = yaml.safe_load_all((kube.ROOT / f"examples/kind/{name}.yaml").read_text())

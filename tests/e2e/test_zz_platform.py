@@ -78,6 +78,12 @@ def test_namespace_refuses_a_pod_that_is_not_restricted(change: dict[str, Any], 
     assert named in said
 
 
+def test_operator_was_refused_nothing_that_it_asked_of_the_api_server() -> None:
+    said = kube.kubectl("logs", "deployment/daskyard-operator", "--tail=-1", namespace=kube.SYSTEM)
+    assert "Job succeeded, deleting Dask cluster." in said
+    assert "forbidden" not in said.lower()
+
+
 def test_platform_is_upgraded_under_a_running_job(request: pytest.FixtureRequest) -> None:
     storage.remove_tree("s3://demo/e2e/upgraded")
     with kube.job("upgraded", clusters_of_proteins("upgraded", 6)):
@@ -106,6 +112,9 @@ def test_uninstalling_leaves_definitions_namespaces_and_data_and_nothing_hangs()
                 "clusterroles,clusterrolebindings", "--selector", f"app.kubernetes.io/instance={RELEASE}"
             )
             assert roles == []
+            assert kube.listed("resourcequotas,limitranges") == []
+            policies = {kube.name_of(policy) for policy in kube.listed("networkpolicies")}
+            assert policies == {"left-scheduler", "left-worker"}
             # Nobody is there to take finalizers off: the deletion must not wait for the operator.
             kube.kubectl("delete", "daskcluster", "left", "--wait=true", "--timeout=60s", timeout_s=90)
             kube.wait("the end of the cluster's pods", lambda: kube.is_gone("left"), timeout_s=150)

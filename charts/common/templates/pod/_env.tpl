@@ -2,7 +2,12 @@
      Arguments: chart (map), user (map). */}}
 {{- define "daskyard.env" -}}
 {{- $env := list -}}
-{{- range $name, $value := mustMerge (deepCopy (.user | default dict)) .chart -}}
+{{- $all := deepCopy .chart -}}
+{{- /* Not merge: it takes an empty string for none. */ -}}
+{{- range $name, $value := .user -}}
+{{- $_ := set $all $name $value -}}
+{{- end -}}
+{{- range $name, $value := $all -}}
 {{- $env = append $env (dict "name" $name "value" $value) -}}
 {{- end -}}
 {{- toYaml $env -}}
