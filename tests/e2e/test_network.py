@@ -13,13 +13,14 @@ import pytest
 from jobs_of import clusters_of_proteins
 
 STRANGERS = "daskyard-strangers"
-# Listens where training would, on the first port of its range, for as long as the scenario takes.
+# Listens where training would, on a port that the kernel picks, for as long as the scenario takes.
 LISTEN = """
 import socket, time
-listener = socket.create_server(("0.0.0.0", 40000))
-print("listening", flush=True)
+listener = socket.create_server(("0.0.0.0", 0))
+print(listener.getsockname()[1], flush=True)
 time.sleep(300)
 """
+TRAINING = range(40000, 41000)
 DIAL = """
 import json, socket
 def dial(target):
@@ -75,13 +76,14 @@ def pods() -> Iterator[dict[str, tuple[str, str]]]:
         kube.kubectl("delete", "namespace", STRANGERS, "--wait=false")
 
 
+# Workers listen on a port of training's range besides; nothing listens on that of the runner.
 PORTS = {
-    "runner": [8786, 8788, 40000],
+    "runner": [8786, 8788, TRAINING[0]],
     "scheduler": [8786, 8787],
-    "worker": [8788, 8789, 8790, 40000],
-    "second worker": [8788, 8789, 8790, 40000],
+    "worker": [8788, 8789, 8790],
+    "second worker": [8788, 8789, 8790],
     "other scheduler": [8786, 8787],
-    "other worker": [8788, 8789, 40000],
+    "other worker": [8788, 8789],
     "minio": [9000],
     "stranger": [8786],
     "operator": [8080],
@@ -92,7 +94,7 @@ ALLOWED = (
     {("runner", "scheduler", 8786), ("scheduler", "scheduler", 8786), ("scheduler", "scheduler", 8787)}
     | {(worker, "scheduler", 8786) for worker in WORKERS}
     | {("scheduler", worker, port) for worker in WORKERS for port in (8788, 8789)}
-    | {(a, b, port) for a in WORKERS for b in WORKERS for port in (8788, 40000)}
+    | {(a, b, port) for a in WORKERS for b in WORKERS for port in (8788, "training")}
     | {("operator", scheduler, port) for scheduler in ("scheduler", "other scheduler") for port in (8786, 8787)}
     | {(source, "minio", 9000) for source in ("runner", *WORKERS, "other worker")}
     | {("other worker", "other scheduler", 8786)}
@@ -113,28 +115,30 @@ def test_network_policies_allow_the_flow_matrix_and_nothing_else(pods: dict[str,
         for address in node["status"]["addresses"]
         if address["type"] == "InternalIP"
     )
-    # A pod reaches itself without the network.
-    targets = [(name, port, addresses[name]) for name, ports in PORTS.items() for port in ports]
-    targets += [("Kubernetes API", 443, api), ("Kubernetes API", 6443, node_api)]
+    targets: list[tuple[str, int | str, str, int]] = [
+        (name, port, addresses[name], port) for name, ports in PORTS.items() for port in ports
+    ]
+    targets += [("Kubernetes API", port, ip, port) for port, ip in ((443, api), (6443, node_api))]
     allowed = set(ALLOWED) | {("operator", "Kubernetes API", 443), ("operator", "Kubernetes API", 6443)}
     # No policy of ours is about the stranger's own way out, nor about MinIO.
     allowed |= {("stranger", "Kubernetes API", 443), ("stranger", "Kubernetes API", 6443), ("stranger", "minio", 9000)}
 
     with ExitStack() as stack, ThreadPoolExecutor(len(SOURCES)) as pool:
         for name in (*WORKERS, "other worker"):
-            stack.enter_context(_listening(*pods[name]))
-        dialled = [(ip, port) for _, port, ip in targets]
+            targets.append((name, "training", addresses[name], stack.enter_context(_listening(*pods[name]))))
+        dialled = [(ip, port) for _, _, ip, port in targets]
         answers = list(pool.map(lambda source: _dial(*pods[source], dialled), SOURCES))
     wrong = []
     for source, found in zip(SOURCES, answers, strict=True):
-        for (name, port, _), answer in zip(targets, found, strict=True):
+        for (name, port, _, _), answer in zip(targets, found, strict=True):
+            # A pod reaches itself without the network.
             if name != source and (answer == "open") != ((source, name, port) in allowed):
                 wrong.append(f"{source} → {name}:{port} is {answer}")
     assert not wrong, "\n".join(wrong)
 
 
 @contextmanager
-def _listening(namespace: str, pod: str) -> Iterator[None]:
+def _listening(namespace: str, pod: str) -> Iterator[int]:
     command = [
         "kubectl",
         "--context",
@@ -151,8 +155,9 @@ def _listening(namespace: str, pod: str) -> Iterator[None]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == "listening\n"
-            yield
+            port = int(process.stdout.readline())
+            assert port in TRAINING
+            yield port
         finally:
             process.kill()
 
