@@ -9,7 +9,7 @@ import numpy as np
 from dask.base import is_dask_collection
 from numpy.typing import NDArray
 
-from jobs.estimators import sparse_blocks
+from jobs.estimators import blocks
 
 
 class Blocks(NamedTuple):
@@ -51,14 +51,14 @@ def _dask_blocks(X: Any, y: Any, sample_weight: Any) -> Blocks:
     lengths = X.chunks[0]
     # Tables come column by column, and are gone through row by row, many times.
     X = X.map_blocks(np.ascontiguousarray, dtype=X.dtype)
-    rows = sparse_blocks.as_blocks(X.to_delayed().ravel().tolist())
+    rows = blocks.as_blocks(X.to_delayed().ravel().tolist())
     columns = []
     for column in (y, sample_weight):
         if column is None:
             columns.append([None] * len(rows))
             continue
         column = _dask_column(column, X.shape[0]).rechunk((lengths,))
-        columns.append(sparse_blocks.as_blocks(column.to_delayed().ravel().tolist()))
+        columns.append(blocks.as_blocks(column.to_delayed().ravel().tolist()))
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(int).tolist()
     return Blocks(rows, columns[0], columns[1], starts, int(X.shape[1]))
 

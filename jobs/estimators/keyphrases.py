@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.estimators.sparse_blocks import runner
+from jobs.estimators.blocks import runner
 from jobs.estimators.tfidf import Analyzer, TfidfVectorizer, column_of, counted
 
 _FEWEST_DOCUMENTS = 3

@@ -11,11 +11,11 @@ from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from jobs.estimators import kmeans_kernels as kernels
+from jobs.estimators.blocks import runner
 from jobs.estimators.dense_blocks import Blocks, dense_blocks, map_rows
 from jobs.estimators.kmeans_kernels import Array, Assigned, Floats
 from jobs.estimators.kmeans_start import start_centres
 from jobs.estimators.moments import Moments, merged, moments
-from jobs.estimators.sparse_blocks import runner
 
 # Starts whose inertias differ by no more than this have ended alike: rounding must not choose between them.
 _ALIKE = 1e-9

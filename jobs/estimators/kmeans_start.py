@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sklearn import cluster
 
 from jobs.estimators import kmeans_kernels as kernels
+from jobs.estimators.blocks import Runner, add
 from jobs.estimators.kmeans_kernels import Array, Floats, Near
-from jobs.estimators.sparse_blocks import Runner, add
 from jobs.randomness import uniform
 
 # Bahmani et al. see no gain beyond five rounds that each take about two candidates a cluster.

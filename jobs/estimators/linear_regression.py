@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
+from jobs.estimators.blocks import add, runner
 from jobs.estimators.dense_blocks import Blocks, dense_blocks, map_rows
 from jobs.estimators.moments import merged, moments
-from jobs.estimators.sparse_blocks import add, runner
 
 # Above this condition number of the scaled products, the first solution is corrected by its own residuals.
 _REFINE_ABOVE = 1e4

@@ -16,7 +16,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from jobs.estimators.sparse_blocks import Runner, add, as_blocks, runner
+from jobs.estimators.blocks import Runner, add, as_blocks, runner
 
 Floats = NDArray[np.float64]
 

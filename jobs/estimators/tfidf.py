@@ -21,8 +21,8 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
+from jobs.estimators.blocks import add, as_blocks, runner
 from jobs.estimators.compiled import IS_CACHED
-from jobs.estimators.sparse_blocks import add, as_blocks, runner
 from jobs.estimators.words import Words, murmur3, split
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from jobs.estimators.sparse_blocks import add, runner
+from jobs.estimators.blocks import add, runner
 
 
 def topic_coherence(X: list[Any], top_columns: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -17,10 +17,10 @@ from sklearn.datasets import load_digits, make_blobs
 from sklearn.exceptions import NotFittedError
 
 from jobs.estimators import kmeans_kernels as kernels
+from jobs.estimators.blocks import InProcess
 from jobs.estimators.dense_blocks import dense_blocks
 from jobs.estimators.kmeans import KMeans, _lloyd, _Table
 from jobs.estimators.kmeans_start import start_centres
-from jobs.estimators.sparse_blocks import InProcess
 
 Array = NDArray[np.float64]
 
