@@ -129,3 +129,36 @@ def test_init_only_stores(kind: type[LinearClassifier]) -> None:
     model = kind(C=2.0, class_weight="balanced")
     assert clone(model).get_params() == model.get_params()
     assert not [name for name in vars(model) if name.endswith("_")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_dense_rows_give_what_sparse_rows_give_in_a_pass_or_two_a_step(
+    kind: type[LinearClassifier], n_classes: int, fit_intercept: bool
+) -> None:
+    x, y = rows(n_classes)
+    sparse_model = kind(tol=1e-11, fit_intercept=fit_intercept, class_weight="balanced").fit(x, y)
+    model = kind(tol=1e-11, fit_intercept=fit_intercept, class_weight="balanced").fit(x.toarray(), y)
+    np.testing.assert_allclose(model.coef_, sparse_model.coef_, atol=1e-8)
+    np.testing.assert_allclose(model.intercept_, sparse_model.intercept_, atol=1e-8)
+    # A step is a value and a Hessian; where rounding decides, the line search takes a few values more.
+    assert model.n_passes_ <= 2 * model.n_iter_ + 32
+    assert model.n_passes_ < sparse_model.n_passes_ / 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_rows_give_the_same_however_they_are_cut(kind: type[LinearClassifier]) -> None:
+    x, y = rows(3, n=500)
+    whole = kind(tol=1e-10).fit(x.toarray(), y)
+    for n_blocks in (2, 4, 16):
+        cut = kind(tol=1e-10).fit(np.array_split(x.toarray(), n_blocks), np.array_split(y, n_blocks))
+        np.testing.assert_allclose(cut.coef_, whole.coef_, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(cut.intercept_, whole.intercept_, rtol=1e-9, atol=1e-12)
+
+
+def test_columns_that_depend_on_each_other_share_their_weight() -> None:
+    x, y = rows(2)
+    doubled = np.hstack([x.toarray(), x.toarray()])
+    model = LogisticRegression(tol=1e-11).fit(doubled, y)
+    np.testing.assert_allclose(model.coef_[:, :40], model.coef_[:, 40:], atol=1e-9)
