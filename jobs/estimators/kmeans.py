@@ -6,13 +6,14 @@ from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
+from dask.base import is_dask_collection
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_array, check_is_fitted
 
 from jobs.estimators import kmeans_kernels as kernels
 from jobs.estimators.blocks import runner
-from jobs.estimators.dense_blocks import Blocks, dense_blocks, map_rows
+from jobs.estimators.inputs import Blocks, checked_blocks, map_rows
 from jobs.estimators.kmeans_kernels import Array, Assigned, Floats
 from jobs.estimators.kmeans_start import start_centres
 from jobs.estimators.moments import Moments, merged, moments
@@ -30,6 +31,8 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
     Parameters
     ----------
     n_clusters : int
+    init : "k-means||" or array-like of shape (k, p)
+        How to start; from given centres there is one start, whatever `n_init` says.
     n_init : int
         Starts; the one of least inertia is kept.
     max_iter : int
@@ -47,6 +50,8 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         Iterations of the start that was kept.
     history_ : list of float
         Inertia before each of these iterations.
+    labels_ : ndarray of int32, shape (n,)
+        Cluster of each row, where X is in memory; `predict` gives them for Dask collections, lazily.
     n_features_in_ : int
     """
 
@@ -54,12 +59,14 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         self,
         n_clusters: int = 8,
         *,
+        init: Any = "k-means||",
         n_init: int = 3,
         max_iter: int = 300,
         tol: float = 1e-4,
         random_state: int = 0,
     ) -> None:
         self.n_clusters = n_clusters
+        self.init = init
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
@@ -76,7 +83,7 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         for name in ("n_clusters", "n_init", "max_iter"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} should be at least 1.")
-        blocks = dense_blocks(X)
+        blocks = checked_blocks(self, X)
         table = _Table(blocks)
         total = table.run.total(merged, table.run.map(_moments, table.rows))
         if total.n < self.n_clusters:
@@ -84,20 +91,34 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         if not np.isfinite(total.means).all():
             raise ValueError("Input X contains NaN or infinity; impute or drop those rows first.")
         tolerance = self.tol * float((total.products / total.weight).mean())
-        seeds = np.random.SeedSequence(self.random_state).generate_state(self.n_init).tolist()
-        starts = start_centres(table.run, table.rows, table.firsts, self.n_clusters, seeds)
+        starts = self._starts(table, blocks.n_features)
         fits = _lloyd(table, starts, self.max_iter, tolerance)
         least = min(fit.inertia for fit in fits)
         best = next(fit for fit in fits if fit.inertia <= least * (1 + _ALIKE))
         self.cluster_centers_, self.inertia_, self.history_ = best
         self.n_iter_ = len(self.history_)
-        self.n_features_in_ = blocks.n_features
+        if not is_dask_collection(X):
+            self.labels_ = self.predict(X)
         return self
+
+    def _starts(self, table: _Table, p: int) -> Floats:
+        """Return the centres (s, k, p) to start from."""
+        if isinstance(self.init, str):
+            if self.init != "k-means||":
+                raise ValueError(f"init={self.init!r} should be 'k-means||' or an array of centres.")
+            seeds = np.random.SeedSequence(self.random_state).generate_state(self.n_init).tolist()
+            return start_centres(table.run, table.rows, table.firsts, self.n_clusters, seeds)
+        given = check_array(self.init, dtype=np.float64)
+        if given.shape != (self.n_clusters, p):
+            raise ValueError(
+                f"init has the shape {given.shape}, not the {(self.n_clusters, p)} of clusters and columns."
+            )
+        return np.array(given[None])
 
     def predict(self, X: Any) -> Any:
         """Return the number of the nearest centre (n,), int32; lazily for Dask collections."""
         check_is_fitted(self)
-        return map_rows(partial(kernels.nearest, centres=self.cluster_centers_), X, self.n_features_in_, np.int32)
+        return map_rows(self, partial(kernels.nearest, centres=self.cluster_centers_), X, np.int32)
 
     def fit_predict(self, X: Any, y: Any = None) -> Any:
         """Fit to X and return the number of the nearest centre of each row."""
@@ -107,7 +128,7 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         """Return the distance to each centre (n, k); lazily for Dask collections."""
         check_is_fitted(self)
         function = partial(kernels.distances, centres=self.cluster_centers_)
-        return map_rows(function, X, self.n_features_in_, np.float64, len(self.cluster_centers_))
+        return map_rows(self, function, X, np.float64, len(self.cluster_centers_))
 
 
 class _Table:

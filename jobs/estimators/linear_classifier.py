@@ -10,9 +10,12 @@ Called by `logistic_regression` and `linear_svm`, which add their loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+from dask.base import is_dask_collection
+from distributed import Future
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -20,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from jobs.estimators.blocks import Runner, add, as_blocks, runner
 from jobs.estimators.hessian import MOST_WEIGHTS, hessian, solved
+from jobs.estimators.inputs import checked_blocks, map_rows
 
 Floats = NDArray[np.float64]
 OnIteration = Callable[[int, float], None]
@@ -74,8 +78,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     Notes
     -----
-    X is an array or a sparse matrix, or a list of them, or a list of futures of them; y a one-dimensional array, or a
-    list of arrays or of futures cut as X is.
+    X is an array, a data frame or a sparse matrix; a dask.array or dask.dataframe, for which what is returned is lazy;
+    or blocks: a list of arrays or sparse matrices, or of futures of them. y is one-dimensional, or a list cut as X is.
 
     References
     ----------
@@ -117,10 +121,14 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         ValueError
             When `y` holds fewer than two classes.
         """
-        x_blocks, y_blocks = as_blocks(X), as_blocks(y)
+        if _is_cut(X):
+            x_blocks, y_blocks = as_blocks(X), as_blocks(y)
+            if len(x_blocks) != len(y_blocks):
+                raise ValueError(f"y: {len(y_blocks)} blocks for {len(x_blocks)} of X; cut both alike")
+        else:
+            blocks = checked_blocks(self, X, y)
+            x_blocks, y_blocks = blocks.rows, blocks.targets
         run = runner(x_blocks)
-        if len(x_blocks) != len(y_blocks):
-            raise ValueError(f"y: {len(y_blocks)} blocks for {len(x_blocks)} of X; cut both alike")
         counts: dict[Any, int] = run.total(_add_counts, run.map(_class_counts, y_blocks))
         self.classes_ = np.asarray(sorted(counts))
         if len(self.classes_) < 2:
@@ -136,20 +144,29 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Any) -> Any:
         """Return scores, (n_rows, n_classes), or (n_rows,) where there are two classes; by block where X is blocks."""
-        return self._mapped(_scores, X)
+        check_is_fitted(self)
+        n_columns = len(self.intercept_)
+        return self._mapped(_scores, X, np.float64, n_columns if n_columns > 1 else None)
 
     def predict(self, X: Any) -> Any:
         """Return the class of each row; by block where X is blocks."""
         check_is_fitted(self)
-        return self._mapped(_predicted, X, classes=self.classes_)
+        return self._mapped(_predicted, X, self.classes_.dtype, classes=self.classes_)
 
-    def _mapped(self, function: Callable[..., Any], X: Any, **more: Any) -> Any:
-        check_is_fitted(self)
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def _mapped(
+        self, function: Callable[..., Any], X: Any, dtype: Any, n_columns: int | None = None, **more: Any
+    ) -> Any:
+        model = (np.ascontiguousarray(self.coef_.T), self.intercept_)
+        if not _is_cut(X):
+            return map_rows(self, partial(function, model=model, **more), X, dtype, n_columns)
         blocks = as_blocks(X)
         run = runner(blocks)
-        model = run.share((np.ascontiguousarray(self.coef_.T), self.intercept_))
-        result = run.map(function, blocks, model=model, **more)
-        return result if isinstance(X, (list, tuple)) else result[0]
+        return run.map(function, blocks, model=run.share(model), **more)
 
     def _weights(self, counts: dict[Any, int]) -> Floats:
         """Return C times the weight of a row of each class."""
@@ -270,6 +287,13 @@ class _Problem:
             direction = rest + np.divide(new_size, size, out=np.zeros_like(size), where=size > 0) * direction
             size = new_size
         return step
+
+
+def _is_cut(X: Any) -> bool:
+    """Return whether X is a list of blocks, here or on workers; a list of rows is a table."""
+    if not isinstance(X, (list, tuple)) or not len(X):
+        return False
+    return isinstance(X[0], Future) or is_dask_collection(X[0]) or getattr(X[0], "ndim", 0) == 2
 
 
 def _class_counts(y: Any) -> dict[Any, int]:

@@ -12,12 +12,12 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from jobs.estimators.blocks import add, runner
-from jobs.estimators.dense_blocks import Blocks, dense_blocks, map_rows
-from jobs.estimators.moments import merged, moments
+from jobs.estimators.inputs import Blocks, checked_blocks, map_rows
+from jobs.estimators.moments import Moments, merged, moments
 
 # Above this condition number of the scaled products, the first solution is corrected by its own residuals.
-_REFINE_ABOVE = 1e4
-_N_REFINEMENTS = 2
+REFINE_ABOVE = 1e4
+N_REFINEMENTS = 2
 # Below this share of unexplained variance, the sum of squared residuals is counted, not inferred by subtraction.
 _COUNT_RESIDUALS_BELOW = 1e-6
 # Below this share of its squared length in the null space, a coefficient counts as determined.
@@ -62,26 +62,16 @@ class LinearRegression(RegressorMixin, BaseEstimator):
         ValueError
             When values are missing or infinite, shapes do not fit, or there is no row.
         """
-        blocks = dense_blocks(X, y, sample_weight)
-        run = runner(blocks.rows)
-        parts = run.map(moments, blocks.rows, blocks.targets, blocks.weights)
-        total = run.total(merged, parts)
-        if total.n == 0:
-            raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required by LinearRegression.")
-        if not (np.isfinite(total.means).all() and np.isfinite(total.products).all()):
-            raise ValueError("Input X or y contains NaN or infinity; impute or drop those rows first.")
+        blocks = checked_blocks(self, X, y, sample_weight)
+        total, centre, products = centred_products(self, blocks)
         p = blocks.n_features
-        centre = total.means if self.fit_intercept else np.zeros(p + 1)
-        products = total.products
-        if not self.fit_intercept:
-            products = products + total.weight * np.outer(total.means, total.means)
-        self.n_features_in_, self.n_samples_ = p, total.n
+        self.n_samples_ = total.n
         system = _Scaled(products[:p, :p])
         self.rank_ = system.rank
         coef = system.solve(products[:p, p])
         variation = float(products[p, p])
         squares = variation - float(coef @ products[:p, p])
-        if system.condition > _REFINE_ABOVE or squares < _COUNT_RESIDUALS_BELOW * variation:
+        if system.condition > REFINE_ABOVE or squares < _COUNT_RESIDUALS_BELOW * variation:
             coef, squares = self._refined(blocks, system, coef, centre)
         self.coef_ = coef
         self.intercept_ = float(centre[p] - centre[:p] @ coef)
@@ -91,19 +81,17 @@ class LinearRegression(RegressorMixin, BaseEstimator):
 
     def predict(self, X: Any) -> Any:
         """Return predictions (n,) for X (n, p), lazily for Dask collections."""
-        check_is_fitted(self)
-        function = partial(_predicted, coef=self.coef_, intercept=self.intercept_)
-        return map_rows(function, X, self.n_features_in_, np.float64)
+        return line_of(self, X)
 
     def _refined(
         self, blocks: Blocks, system: _Scaled, coef: NDArray[np.float64], centre: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], float]:
         """Correct the solution by least squares on its own residuals; return it with their sum of squares."""
         run = runner(blocks.rows)
-        for turn in range(_N_REFINEMENTS + 1):
-            parts = run.map(_residual_products, blocks.rows, blocks.targets, blocks.weights, coef=coef, centre=centre)
+        for turn in range(N_REFINEMENTS + 1):
+            parts = run.map(residual_products, blocks.rows, blocks.targets, blocks.weights, coef=coef, centre=centre)
             gradient, squares = run.total(add, parts)
-            if turn == _N_REFINEMENTS:
+            if turn == N_REFINEMENTS:
                 break
             coef = coef + system.solve(gradient)
         return coef, float(squares)
@@ -151,7 +139,7 @@ class _Scaled:
         return np.asarray(inverse * self._scale[:, None] * self._scale)
 
 
-def _residual_products(
+def residual_products(
     rows: NDArray[np.floating],
     target: NDArray[np.floating],
     weights: NDArray[np.floating] | None,
@@ -163,6 +151,32 @@ def _residual_products(
     residuals = (target - centre[-1]) - centred @ coef
     weighted = residuals if weights is None else residuals * weights
     return weighted @ centred, float(weighted @ residuals)
+
+
+def centred_products(model: Any, blocks: Blocks) -> tuple[Moments, NDArray[np.float64], NDArray[np.float64]]:
+    """Return, of columns and target together, the moments, the centre (q,) and the products about it (q, q), q = p + 1.
+
+    The centre is the means, or zero where the model has no constant.
+    """
+    run = runner(blocks.rows)
+    total: Moments = run.total(merged, run.map(moments, blocks.rows, blocks.targets, blocks.weights))
+    if total.n == 0:
+        raise ValueError(
+            f"Found array with 0 sample(s) of a weight above zero while a minimum of 1 is required by "
+            f"{type(model).__name__}."
+        )
+    if not (np.isfinite(total.means).all() and np.isfinite(total.products).all()):
+        raise ValueError("Input X or y contains NaN or infinity; impute or drop those rows first.")
+    if model.fit_intercept:
+        return total, total.means, total.products
+    products = total.products + total.weight * np.outer(total.means, total.means)
+    return total, np.zeros(len(total.means)), products
+
+
+def line_of(model: Any, X: Any) -> Any:
+    """Return a fitted linear model's predictions (n,) for X (n, p), lazily for Dask collections."""
+    check_is_fitted(model)
+    return map_rows(model, partial(_predicted, coef=model.coef_, intercept=model.intercept_), X, np.float64)
 
 
 def _predicted(rows: NDArray[np.floating], coef: NDArray[np.float64], intercept: float) -> NDArray[np.float64]:

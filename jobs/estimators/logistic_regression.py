@@ -1,4 +1,4 @@
-"""Multinomial logistic regression for blocks of sparse rows: the text_mining pipeline's choice for probabilities."""
+"""Multinomial logistic regression for rows dense or sparse: the text_mining pipeline's choice for probabilities."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
+from sklearn.utils.validation import check_is_fitted
 
 from jobs.estimators.linear_classifier import LinearClassifier, Loss, row_scores
 
@@ -45,7 +46,8 @@ class LogisticRegression(LinearClassifier):
 
     def predict_proba(self, X: Any) -> Any:
         """Return probabilities, (n_rows, n_classes); by block where X is blocks."""
-        return self._mapped(_probabilities, X)
+        check_is_fitted(self)
+        return self._mapped(_probabilities, X, np.float64, len(self.classes_))
 
 
 def _with_reference(z: Floats) -> Floats:

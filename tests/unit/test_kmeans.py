@@ -18,7 +18,7 @@ from sklearn.exceptions import NotFittedError
 
 from jobs.estimators import kmeans_kernels as kernels
 from jobs.estimators.blocks import InProcess
-from jobs.estimators.dense_blocks import dense_blocks
+from jobs.estimators.inputs import checked_blocks
 from jobs.estimators.kmeans import KMeans, _lloyd, _Table
 from jobs.estimators.kmeans_start import start_centres
 
@@ -130,7 +130,7 @@ def test_the_nearest_centre_of_a_row_does_not_depend_on_the_rows_beside_it(dtype
 
 def test_an_empty_cluster_takes_the_farthest_row() -> None:
     X = np.array([[0.0], [0.1], [0.2], [10.0], [10.1], [50.0]])
-    table = _Table(dense_blocks(X))
+    table = _Table(checked_blocks(KMeans(), X))
     starts = np.array([[[0.1], [10.0], [1e6]], [[0.1], [10.0], [50.0]]])
     for fit in _lloyd(table, starts, 20, 0.0):
         np.testing.assert_allclose(np.sort(fit.centres.ravel()), [0.1, 10.05, 50.0])
@@ -176,7 +176,22 @@ def test_fewer_rows_than_clusters_and_missing_values_are_refused() -> None:
         KMeans(4).fit(np.ones((3, 2)))
     with pytest.raises(ValueError, match="n_init=0 should be at least 1"):
         KMeans(2, n_init=0).fit(np.ones((3, 2)))
-    with pytest.raises(ValueError, match="X has 1 features, but the model was fitted to 2"):
+    with pytest.raises(ValueError, match="X has 1 features, but KMeans is expecting 2"):
         KMeans(2).fit(np.eye(2)).predict(np.ones((3, 1)))
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match="Input X contains NaN"):
         KMeans(2).fit(np.array([[1.0], [np.nan], [2.0]]))
+
+
+def test_from_the_same_start_it_is_scikit_learns() -> None:
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(3000, 5)) + 4 * rng.integers(0, 4, (3000, 1))
+    start = X[rng.choice(len(X), 6, replace=False)]
+    ours = KMeans(6, init=start, max_iter=7, tol=0.0).fit(X)
+    theirs = cluster.KMeans(6, init=start, n_init=1, max_iter=7, tol=0.0).fit(X)
+    np.testing.assert_allclose(ours.cluster_centers_, theirs.cluster_centers_, rtol=1e-9, atol=1e-9)
+    assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=1e-9)
+    assert (ours.labels_ == theirs.labels_).all()
+    with pytest.raises(ValueError, match=r"init has the shape \(6, 4\), not the \(6, 5\)"):
+        KMeans(6, init=start[:, :4]).fit(X)
+    with pytest.raises(ValueError, match="init='random' should be"):
+        KMeans(6, init="random").fit(X)

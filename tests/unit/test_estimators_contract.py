@@ -1,0 +1,104 @@
+"""Do the estimators keep scikit-learn's contract, and take tables in all containers alike?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.base import clone, is_classifier
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from jobs.estimators.kmeans import KMeans
+from jobs.estimators.linear_regression import LinearRegression
+from jobs.estimators.linear_svm import LinearSVM
+from jobs.estimators.logistic_regression import LogisticRegression
+from jobs.estimators.ridge import Ridge
+
+ESTIMATORS = [LinearRegression(), Ridge(), LogisticRegression(), LinearSVM(), KMeans(2, n_init=1)]
+LINEAR = [LogisticRegression(tol=1e-11), LinearSVM(tol=1e-11)]
+
+
+@parametrize_with_checks(ESTIMATORS)
+@pytest.mark.filterwarnings("ignore")  # scikit-learn's checks pass bad input on purpose
+def test_scikit_learns_checks_pass(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def table() -> tuple[pd.DataFrame, pd.Series]:
+    random = np.random.default_rng(5)
+    rows = random.standard_normal((240, 4)) + 3 * random.integers(0, 2, (240, 1))
+    # The label is no clean function of the rows: without a margin there are weights to find.
+    target = (rows.sum(axis=1) + 2 * random.standard_normal(240) > 6).astype(np.int64)
+    return pd.DataFrame(rows, columns=list("abcd")), pd.Series(target, name="target")
+
+
+def learned(model: Any) -> NDArray[np.float64]:
+    return np.hstack([np.ravel(getattr(model, name)) for name in ("coef_", "cluster_centers_") if hasattr(model, name)])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS + LINEAR, ids=lambda estimator: type(estimator).__name__)
+def test_arrays_frames_and_dask_collections_give_the_same(estimator: Any) -> None:
+    frame, target = table()
+    oracle = clone(estimator).fit(frame.to_numpy(), target.to_numpy())
+    expected = oracle.predict(frame.to_numpy())
+    dask_frame, dask_target = dd.from_pandas(frame, npartitions=3), dd.from_pandas(target, npartitions=3)
+    inputs: list[tuple[Any, Any]] = [
+        (frame, target),
+        (frame.to_numpy().tolist(), target.tolist()),
+        (da.from_array(frame.to_numpy(), chunks=(70, 2)), da.from_array(target.to_numpy(), chunks=100)),
+        (dask_frame, dask_target),
+    ]
+    for rows, targets in inputs:
+        model = clone(estimator).fit(rows, targets)
+        tolerance = 1e-4 if is_classifier(estimator) and estimator not in LINEAR else 1e-9  # what tol leaves open
+        np.testing.assert_allclose(learned(model), learned(oracle), rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(np.asarray(model.predict(rows)), expected, rtol=1e-6)
+        assert model.n_features_in_ == 4
+    assert model.feature_names_in_.tolist() == list("abcd")
+    for wrong, message in ((dask_frame[list("bacd")], "'b' is not 'a'"), (dask_frame[list("abc")], "X has 3 features")):
+        with pytest.raises(ValueError, match=message):
+            model.predict(wrong)
+    assert not hasattr(model.fit(inputs[2][0], inputs[2][1]), "feature_names_in_")
+
+
+@pytest.mark.parametrize("estimator", [e for e in ESTIMATORS if is_classifier(e)], ids=lambda e: type(e).__name__)
+def test_what_a_classifier_returns_for_dask_is_lazy_and_the_same(estimator: Any) -> None:
+    frame, target = table()
+    names = target.map({0: "no", 1: "yes"}).to_numpy(dtype=object)
+    model = clone(estimator).fit(frame.to_numpy(), names)
+    lazy = da.from_array(frame.to_numpy(), chunks=(100, 4))
+    for method in ("predict", "decision_function", "predict_proba"):
+        if hasattr(model, method):
+            found = getattr(model, method)(lazy)
+            assert isinstance(found, da.Array)
+            values = getattr(model, method)(frame.to_numpy())
+            assert found.dtype == values.dtype
+            assert found.shape == values.shape
+            assert (found.compute() == values).all()
+
+
+@pytest.mark.parametrize("estimator", LINEAR, ids=lambda estimator: type(estimator).__name__)
+def test_sparse_matrices_give_what_their_rows_give(estimator: Any) -> None:
+    frame, target = table()
+    rows = np.where(np.abs(frame) > 1, frame, 0.0)
+    dense = clone(estimator).fit(rows, target)
+    for kind in (sparse.csr_array, sparse.csc_matrix, sparse.coo_array):
+        model = clone(estimator).fit(kind(rows), target)
+        np.testing.assert_allclose(model.coef_, dense.coef_, atol=1e-8)
+        assert (model.predict(kind(rows)) == dense.predict(rows)).all()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
+def test_unfinite_and_complex_values_are_refused_by_name(estimator: Any) -> None:
+    frame, target = table()
+    bad = frame.to_numpy().copy()
+    bad[7, 2] = np.inf
+    for wrong, message in ((bad, "Input X contains infinity"), (frame.to_numpy() + 1j, "Complex data not supported")):
+        with pytest.raises(ValueError, match=message):
+            clone(estimator).fit(wrong, target)
