@@ -162,3 +162,13 @@ def test_columns_that_depend_on_each_other_share_their_weight() -> None:
     doubled = np.hstack([x.toarray(), x.toarray()])
     model = LogisticRegression(tol=1e-11).fit(doubled, y)
     np.testing.assert_allclose(model.coef_[:, :40], model.coef_[:, 40:], atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_by_default_scores_do_not_show_how_sparse_rows_were_cut(kind: type[LinearClassifier]) -> None:
+    x, y = rows(20, n=2000, n_features=400)
+    whole = kind().fit(x, y).decision_function(x)
+    for n_blocks in (3, 8):
+        cut = np.array_split(np.arange(len(y)), n_blocks)
+        scores = kind().fit([x[part] for part in cut], [y[part] for part in cut]).decision_function(x)
+        np.testing.assert_allclose(scores, whole, atol=1e-4)
