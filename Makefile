@@ -27,6 +27,10 @@ test: $(BIN)/ready  ## Run the unit and integration tests, a file at a time on e
 acceptance: $(BIN)/ready  ## Run the demo and hold its results against oracles and the documented bars.
 	@$(BIN)/pytest tests/acceptance
 
+.PHONY: bench
+bench: $(BIN)/ready  ## Compare with peers, each in an environment of its own, and write docs/benchmarks.md (CASES="…" for some).
+	@$(BIN)/python -m benchmarks $(CASES)
+
 .PHONY: check
 check: $(BIN)/ready  ## Check format, lint, types, import layers and generated files.
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
@@ -51,7 +55,7 @@ lock: $(BIN)/ready  ## Resolve the dependencies anew into requirements.lock.
 
 .PHONY: clean
 clean:  ## Remove the environment and all caches.
-	@rm -rf .venv .venv-checkov .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@rm -rf .venv .venv-checkov benchmarks/.environments .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # The lock holds everything but torch: which build of it is right, CPU or CUDA, is the machine's affair.
 $(BIN)/ready: requirements.lock pyproject.toml

@@ -8,6 +8,7 @@ blocks nor that of workers changes the result beyond rounding. Called by the rec
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 from jobs.estimators.als_blocks import InteractionBlocks, Submit, Summary, summary
 from jobs.estimators.als_kernels import explicit_rows, implicit_rows
 
+# Interactions × rank up to which one worker is quicker alone than several that must wait for each other's messages.
+_SMALL = 16_000_000
+
 Floats = NDArray[np.float64]
 Listener = Callable[[int, int, float], None]
 
@@ -31,6 +35,17 @@ class HalfStep(NamedTuple):
     gram: Floats
     squared_error: float
     penalty: float
+
+
+class _Start(NamedTuple):
+    """What the iterations start from, and how many there are."""
+
+    n_users: int
+    n_items: int
+    rank: int
+    n_biases: int
+    seed: int
+    n_iterations: int
 
 
 class _ALS:
@@ -68,29 +83,31 @@ class _ALS:
         is_cut = isinstance(interactions, InteractionBlocks)
         blocks: InteractionBlocks = interactions if is_cut else InteractionBlocks.of(interactions)
         submit = self._submit = Submit(client)
-        every = [*blocks.by_user, *blocks.by_item]
-        summaries = submit.results([submit(summary, block) for block in every])
-        self._check(summaries[: len(blocks.by_user)])
-        submit.locate(every)
+        summaries = submit.results([submit(summary, block) for block in blocks.by_user])
+        self._check(summaries)
         self.n_users_, self.n_items_ = blocks.n_users, blocks.n_items
-        step = self._step()
-        users, items = None, submit(_start, blocks.n_items, self.rank, self._n_biases, self.seed)
-        by_user, by_item = [None] * len(blocks.by_user), [None] * len(blocks.by_item)
-        self.objective_: list[float] = []
-        for iteration in range(self.n_iterations):
-            by_user = [submit(step, *pair, items, near=pair[0]) for pair in zip(blocks.by_user, by_user, strict=True)]
-            users = submit(_joined, by_user, blocks.n_users)
-            by_item = [submit(step, *pair, users, near=pair[0]) for pair in zip(blocks.by_item, by_item, strict=True)]
-            items = submit(_joined, by_item, blocks.n_items)
-            self.objective_ += submit.results([submit(_objective, users, items)])
-            if on_iteration is not None:
-                on_iteration(iteration + 1, self.n_iterations, self.objective_[-1])
+        step, start = self._step(), self._start(blocks)
+        is_small = client is not None and sum(s.n for s in summaries) * self.rank <= _SMALL
+        if is_small:
+            whole = submit(_iterated, Submit(None), blocks.by_user, blocks.by_item, step, start)
+            by_user = [submit(_part, whole, b) for b in range(len(blocks.by_user))]
+            items = submit(operator.itemgetter(1), whole)
+        else:
+            submit.locate([*blocks.by_user, *blocks.by_item])
+            by_user, items, self.objective_ = _iterated(
+                submit, blocks.by_user, blocks.by_item, step, start, on_iteration
+            )
         self._items = items
         self.item_vectors_ = submit(_item_vectors, items, self.rank)
         self.user_vectors_ = [
             submit(_user_vectors, new, self.rank, near=block)
             for new, block in zip(by_user, blocks.by_user, strict=True)
         ]
+        if is_small:
+            listen = on_iteration or (lambda done, n, objective: None)
+            self.objective_ = submit.results([submit(operator.itemgetter(2), whole)])[0]
+            for iteration, objective in enumerate(self.objective_, 1):
+                listen(iteration, self.n_iterations, objective)
         return self
 
     @property
@@ -131,6 +148,9 @@ class _ALS:
     def _all_item_vectors(self) -> Floats:
         vectors: Floats = self._submit.results([self.item_vectors_])[0]
         return vectors
+
+    def _start(self, blocks: InteractionBlocks) -> _Start:
+        return _Start(blocks.n_users, blocks.n_items, self.rank, self._n_biases, self.seed, self.n_iterations)
 
     def _check(self, summaries: Sequence[Summary]) -> None:
         n = sum(summary.n for summary in summaries)
@@ -243,7 +263,35 @@ class ImplicitALS(_ALS):
         )
 
 
-def _start(n_rows: int, rank: int, n_biases: int, seed: int) -> HalfStep:
+def _iterated(
+    submit: Submit,
+    user_blocks: Sequence[Any],
+    item_blocks: Sequence[Any],
+    step: Callable[[Any, HalfStep | None, HalfStep], HalfStep],
+    start: _Start,
+    listen: Listener | None = None,
+) -> tuple[list[Any], Any, list[float]]:
+    """Alternate; return the half-steps of the users' blocks, that of all items, and the objectives."""
+    items = submit(_first, start.n_items, start.rank, start.n_biases, start.seed)
+    by_user: list[Any] = [None] * len(user_blocks)
+    by_item: list[Any] = [None] * len(item_blocks)
+    objectives: list[float] = []
+    for iteration in range(start.n_iterations):
+        by_user = [submit(step, *pair, items, near=pair[0]) for pair in zip(user_blocks, by_user, strict=True)]
+        users = submit(_joined, by_user, start.n_users)
+        by_item = [submit(step, *pair, users, near=pair[0]) for pair in zip(item_blocks, by_item, strict=True)]
+        items = submit(_joined, by_item, start.n_items)
+        objectives += submit.results([submit(_objective, users, items)])
+        if listen is not None:
+            listen(iteration + 1, start.n_iterations, objectives[-1])
+    return by_user, items, objectives
+
+
+def _part(whole: tuple[list[HalfStep], HalfStep, list[float]], block: int) -> HalfStep:
+    return whole[0][block]
+
+
+def _first(n_rows: int, rank: int, n_biases: int, seed: int) -> HalfStep:
     """Normal starting factors of size 0.1, each a function of seed, row and column (counter-based, Box–Muller)."""
     counters = (np.arange(n_rows, dtype=np.uint64)[:, None] << np.uint64(20)) + np.arange(2 * rank, dtype=np.uint64)
     salt = pd.util.hash_array(np.array([seed], dtype=np.uint64) + np.uint64(1))[0]

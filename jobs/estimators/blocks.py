@@ -13,10 +13,15 @@ from typing import Any
 
 import dask
 from dask.base import is_dask_collection
+from dask.sizeof import sizeof
 from distributed import Future, default_client, wait
 
 # Partial sums that one task adds up: what a worker receives at a time stays small, and the tree stays shallow.
 _FAN_IN = 8
+# Partial sums that are added up here: a pass over the data is one round trip shorter for it.
+_FEW = 4
+# Bytes up to which a model travels with every task that needs it, which is quicker than to fetch it.
+_SMALL = 1 << 18
 
 
 class InProcess:
@@ -54,26 +59,37 @@ class OnWorkers:
         self.client = client
 
     def share(self, value: Any) -> Any:
-        """Send a value to a worker once; others fetch it from there."""
-        return self.client.scatter(value, hash=False)
+        """Make a value known to all calls: a small one goes with each, a large one is fetched by those that need it.
+
+        Either way the scheduler can have it again when a worker is lost, as it could not of scattered data.
+        """
+        if sizeof(value) <= _SMALL:
+            return value
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GiB"}):
+            return self.client.submit(_itself, value, pure=False)
 
     def map(self, function: Callable[..., Any], *columns: Sequence[Any], **shared: Any) -> list[Any]:
-        """Submit ``function(*row, **shared)`` for each row of the columns."""
-        return [self.client.submit(function, *row, **shared, pure=False) for row in zip(*columns, strict=True)]
+        """Submit ``function(*row, **shared)`` for each row of the columns, all in one message."""
+        if len({len(column) for column in columns}) != 1:
+            raise ValueError(f"columns of {', '.join(str(len(column)) for column in columns)} blocks; cut them alike")
+        return list(self.client.map(function, *columns, **shared, pure=False))
 
     def combined(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
         """Combine futures in a tree on the workers, neighbours first; the result stays there."""
+        return self._combined(combine, parts, 1)[0]
+
+    def total(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
+        """Combine futures in a tree on the workers; fetch the last few, and combine them here."""
+        return reduce(combine, self.client.gather(self._combined(combine, parts, _FEW)))
+
+    def _combined(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any], n_left: int) -> list[Any]:
         parts = list(parts)
-        while len(parts) > 1:
+        while len(parts) > n_left:
             parts = [
                 self.client.submit(_combined, combine, parts[at : at + _FAN_IN], pure=False)
                 for at in range(0, len(parts), _FAN_IN)
             ]
-        return parts[0]
-
-    def total(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
-        """Combine futures in a tree on the workers, and fetch the result."""
-        return self.combined(combine, parts).result()
+        return parts
 
     def grouped(self, *columns: Sequence[Any]) -> list[list[list[Any]]]:
         """Group rows by the worker thread that holds the block of the first column.
@@ -81,7 +97,8 @@ class OnWorkers:
         One task a thread then makes one partial sum, however small the blocks are: what travels in an iteration of an
         optimiser is the number of threads times the size of the model.
         """
-        wait(columns)
+        if any(future.status != "finished" for future in columns[0]):
+            wait(columns[0])
         holders = self.client.who_has(columns[0])
         threads = self.client.nthreads()
         by_worker: dict[str, list[int]] = {}
@@ -128,6 +145,10 @@ def add(left: Any, right: Any) -> Any:
     if isinstance(left, tuple):
         return tuple(add(*pair) for pair in zip(left, right, strict=True))
     return left + right
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _combined(combine: Callable[[Any, Any], Any], parts: list[Any]) -> Any:

@@ -7,8 +7,8 @@ where its scores are too close to tell, the distances are summed up one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -45,13 +45,10 @@ def assigned(blocks: Sequence[Array], centres: Floats) -> Assigned:
     """Assign each row to its nearest centre of each set (s, k, p), and add the rows up by centre."""
     n_sets, k, p = centres.shape
     flat = centres.reshape(n_sets * k, p)
-    sums, counts, inertias = np.zeros(flat.shape), np.zeros(len(flat)), np.zeros(n_sets)
-    for rows in blocks:
-        for chunk in _chunks(rows, flat):
-            for place in range(n_sets):
-                labels = chunk.nearest(place * k, (place + 1) * k)
-                inertias[place] += _accumulate(chunk.rows, labels, flat, sums, counts, place * k)
-    return Assigned(sums.reshape(centres.shape), counts.reshape(n_sets, k), inertias)
+    found = Assigned(np.zeros(flat.shape), np.zeros(len(flat)), np.zeros(n_sets))
+    for rows in map(np.ascontiguousarray, blocks):
+        _assign(rows, *_view(flat, rows.dtype), k, *found)
+    return Assigned(found.sums.reshape(centres.shape), found.counts.reshape(n_sets, k), found.inertias)
 
 
 def added(a: Assigned, b: Assigned) -> Assigned:
@@ -61,8 +58,8 @@ def added(a: Assigned, b: Assigned) -> Assigned:
 
 def nearest(rows: Array, centres: Floats) -> Labels:
     """Return the number of each row's nearest centre (n,); the first of equally near ones."""
-    found = [chunk.nearest(0, len(centres)) for chunk in _chunks(rows, centres)]
-    return np.concatenate(found) if found else np.zeros(0, np.int32)
+    rows = np.ascontiguousarray(rows)
+    return _labels(rows, *_view(centres, rows.dtype))
 
 
 def near(rows: Array, centres: Floats) -> Near:
@@ -76,49 +73,78 @@ def distances(rows: Array, centres: Floats) -> Floats:
     return _distances(np.ascontiguousarray(rows), centres)
 
 
-class _Chunk(NamedTuple):
-    """Some rows and their scores |x − c|² − |x|² (m, k), as right as `margins` (m,) say."""
-
-    rows: Array
-    scores: Array
-    margins: Array
-    centres: Floats
-
-    def nearest(self, first: int, stop: int) -> Labels:
-        """Return which of the centres `first` … `stop` is nearest, counted from `first`."""
-        return _nearest(*self, first, stop)
-
-
-def _chunks(rows: Array, centres: Floats) -> Iterator[_Chunk]:
-    """Score the rows chunk by chunk as |c|² − 2 x·c.
+def _view(centres: Floats, dtype: Any) -> tuple[Floats, Array, bool, Array, Array, float]:
+    """Return centres, and how rows are scored by them: |x − c|² − |x|² = |c|² − 2 x·c.
 
     Far from the origin both terms would be huge and their difference nothing but rounding errors: where the centres
     are, all are seen from their middle.
+
+    Returns
+    -------
+    centres, origin, is_far : ndarray (k, p), ndarray (p,), bool
+        Whether rows are seen from that origin.
+    weights, offsets : ndarray (p, k), ndarray (k,)
+        A seen row times the weights, plus the offsets, is its scores.
+    largest : float
+        |c|² at most.
     """
-    origin = centres.mean(axis=0).astype(rows.dtype)
+    origin = centres.mean(axis=0).astype(dtype)
     is_far = float(origin @ origin) > _FAR * float(((centres - origin) ** 2).sum(axis=1).max())
     moved = centres - origin if is_far else centres
     norms = np.einsum("ij,ij->i", moved, moved)
-    # A bound of the error of the difference of two scores: sums of p products, and what comes before and after.
-    error, largest = (rows.shape[1] + 8) * float(np.finfo(rows.dtype).eps), float(norms.max())
-    weights, offsets = (-2.0 * moved.T).astype(rows.dtype, order="C"), norms.astype(rows.dtype)
+    weights = (-2.0 * moved.T).astype(dtype, order="C")
+    return np.ascontiguousarray(centres), origin, is_far, weights, norms.astype(dtype), float(norms.max())
+
+
+@numba.njit(nogil=True, cache=IS_CACHED)
+def _assign(rows, centres, origin, is_far, weights, offsets, largest, k, sums, counts, inertias):  # type: ignore[no-untyped-def]
+    scores = np.empty((min(_CHUNK, len(rows)), len(centres)), rows.dtype)
+    labels = np.empty(len(scores), np.int32)
     for start in range(0, len(rows), _CHUNK):
-        chunk = np.ascontiguousarray(rows[start : start + _CHUNK])
-        seen = chunk - origin if is_far else chunk
-        scores = seen @ weights
-        scores += offsets
-        yield _Chunk(chunk, scores, _margins(seen, largest, error), centres)
+        chunk = rows[start : start + _CHUNK]
+        margin = _score(chunk, origin, is_far, weights, offsets, largest, scores)
+        for place in range(len(inertias)):
+            _nearest(chunk, scores, margin, centres, place * k, place * k + k, labels)
+            inertias[place] += _accumulate(chunk, labels, centres, sums, counts)
 
 
-@numba.njit(nogil=True, cache=IS_CACHED, fastmath=True)
-def _margins(rows, largest, error):  # type: ignore[no-untyped-def]
-    margins = np.empty(rows.shape[0])
+@numba.njit(nogil=True, cache=IS_CACHED)
+def _labels(rows, centres, origin, is_far, weights, offsets, largest):  # type: ignore[no-untyped-def]
+    labels = np.empty(len(rows), np.int32)
+    scores = np.empty((min(_CHUNK, len(rows)), len(centres)), rows.dtype)
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        margin = _score(chunk, origin, is_far, weights, offsets, largest, scores)
+        _nearest(chunk, scores, margin, centres, 0, len(centres), labels[start : start + _CHUNK])
+    return labels
+
+
+@numba.njit(nogil=True, cache=IS_CACHED)
+def _score(chunk, origin, is_far, weights, offsets, largest, scores):  # type: ignore[no-untyped-def]
+    """Write the scores of some rows; return what the difference of two scores of a row can be wrong by."""
+    seen = chunk
+    if is_far:
+        seen = chunk - origin
+    found = scores[: len(seen)]
+    np.dot(seen, weights, found)
+    for i in range(found.shape[0]):
+        for j in range(found.shape[1]):
+            found[i, j] += offsets[j]
+    # Sums of p products, and what comes before and after.
+    error = (chunk.shape[1] + 8) * np.finfo(chunk.dtype).eps
+    return error * (_longest(seen) + largest)
+
+
+@numba.njit(nogil=True, cache=IS_CACHED, fastmath={"reassoc", "contract", "nsz"})
+def _longest(rows):  # type: ignore[no-untyped-def]
+    """Return |x|² at most."""
+    longest = 0.0
     for i in range(rows.shape[0]):
-        square = rows[i, 0] * rows[i, 0]
-        for j in range(1, rows.shape[1]):
+        square = rows.dtype.type(0)
+        for j in range(rows.shape[1]):
             square += rows[i, j] * rows[i, j]
-        margins[i] = error * (np.float64(square) + largest)
-    return margins
+        longest = max(longest, np.float64(square))
+    return longest
 
 
 @numba.njit(nogil=True, cache=IS_CACHED, fastmath=True)
@@ -130,10 +156,10 @@ def _least(scores, first, stop):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=IS_CACHED)
-def _nearest(rows, scores, margins, centres, first, stop):  # type: ignore[no-untyped-def]
-    labels = np.empty(rows.shape[0], np.int32)
+def _nearest(rows, scores, margin, centres, first, stop, labels):  # type: ignore[no-untyped-def]
+    """Write which of the centres `first` … `stop` is nearest to each row."""
     for i in range(rows.shape[0]):
-        limit = _least(scores[i], first, stop) + margins[i]
+        limit = _least(scores[i], first, stop) + margin
         # Without a branch, the compiler takes several centres at a time; the sum is the label if only one is near.
         n_near, label = 0, 0
         for j in range(first, stop):
@@ -147,8 +173,7 @@ def _nearest(rows, scores, margins, centres, first, stop):  # type: ignore[no-un
                     square = _square(rows[i], centres[j])
                     if square < least:
                         label, least = j, square
-        labels[i] = label - first
-    return labels
+        labels[i] = label
 
 
 @numba.njit(nogil=True, cache=IS_CACHED)
@@ -160,17 +185,20 @@ def _square(row, centre):  # type: ignore[no-untyped-def]
     return total
 
 
-@numba.njit(nogil=True, cache=IS_CACHED)
-def _accumulate(rows, labels, centres, sums, counts, first):  # type: ignore[no-untyped-def]
+# Sums over a row may be added up in any order: several columns are taken at a time.
+@numba.njit(nogil=True, cache=IS_CACHED, fastmath={"reassoc", "contract", "nsz"})
+def _accumulate(rows, labels, centres, sums, counts):  # type: ignore[no-untyped-def]
     inertia = 0.0
     for i in range(rows.shape[0]):
-        label = first + labels[i]
+        label = labels[i]
         counts[label] += 1.0
+        square = 0.0
         for j in range(rows.shape[1]):
-            value = np.float64(rows[i, j])
-            gap = value - centres[label, j]
-            inertia += gap * gap
-            sums[label, j] += value
+            gap = np.float64(rows[i, j]) - centres[label, j]
+            square += gap * gap
+        inertia += square
+        for j in range(rows.shape[1]):
+            sums[label, j] += np.float64(rows[i, j])
     return inertia
 
 

@@ -51,16 +51,20 @@ def moments(
     """
     q = columns.shape[1] + (last is not None)
     total = Moments(0, 0.0, np.zeros(q), np.zeros((q, q) if with_products else q))
+    # Made once: fresh memory costs more than what is computed there.
+    memory = np.empty((min(_CHUNK, len(columns)), q))
     for start in range(0, len(columns), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        chunk = np.asarray(columns[rows], dtype=np.float64)
+        chunk = memory[: len(columns[rows])]
+        chunk[:, : columns.shape[1]] = columns[rows]
         if last is not None:
-            chunk = np.column_stack([chunk, last[rows]])
+            chunk[:, -1] = last[rows]
         total = merged(total, _of_chunk(chunk, None if weights is None else weights[rows], with_products))
     return total
 
 
 def _of_chunk(chunk: NDArray[np.float64], weights: NDArray[np.floating] | None, with_products: bool) -> Moments:
+    """Return the moments of some rows, which are overwritten."""
     n, weight = len(chunk), float(len(chunk))
     if weights is not None:
         weights = np.asarray(weights, dtype=np.float64)
@@ -69,13 +73,13 @@ def _of_chunk(chunk: NDArray[np.float64], weights: NDArray[np.floating] | None, 
         n, weight = int(np.count_nonzero(weights)), float(weights.sum())
     # Seen from a row of its own, a column that never changes has exactly no spread; its mean alone would leave
     # rounding errors that look like one.
-    origin = chunk[0 if weights is None else int(np.argmax(weights > 0))]
+    origin = chunk[0 if weights is None else int(np.argmax(weights > 0))].copy()
     with np.errstate(invalid="ignore", over="ignore"):  # the caller reports what is not finite
-        centred = chunk - origin
-        offset = centred.mean(axis=0) if weights is None else weights @ centred / (weight or 1.0)
-        centred -= offset
-        left = centred if weights is None else centred * weights[:, None]
-        products = left.T @ centred if with_products else np.einsum("ij,ij->j", left, centred)
+        chunk -= origin
+        offset = (np.ones(n) if weights is None else weights) @ chunk / (weight or 1.0)
+        chunk -= offset
+        left = chunk if weights is None else chunk * weights[:, None]
+        products = left.T @ chunk if with_products else np.einsum("ij,ij->j", left, chunk)
     return Moments(n, weight, origin + offset, products)
 
 

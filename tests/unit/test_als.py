@@ -11,7 +11,8 @@ import scipy.sparse
 from distributed import Client, LocalCluster
 from numpy.testing import assert_allclose
 
-from jobs.estimators.als import ExplicitALS, ImplicitALS, _start
+from jobs.estimators import als
+from jobs.estimators.als import ExplicitALS, ImplicitALS, _first
 from jobs.estimators.als_blocks import InteractionBlocks
 
 N_USERS, N_ITEMS, RANK = 60, 45, 5
@@ -40,7 +41,7 @@ def copy_of(model: Any, **changes: Any) -> Any:
 def test_an_explicit_iteration_solves_every_row_like_a_ridge_regression(ratings: Any) -> None:
     model = ExplicitALS(RANK, regularization=0.7, bias_regularization=0.3, n_iterations=1).fit(ratings)
     mean = ratings.data.mean()
-    other, penalty = _start(N_ITEMS, RANK, 1, 0).rows, np.diag([0.7] * RANK + [0.3])
+    other, penalty = _first(N_ITEMS, RANK, 1, 0).rows, np.diag([0.7] * RANK + [0.3])
 
     def solved(matrix: Any, other: Any) -> Any:
         rows = np.zeros((matrix.shape[0], RANK + 1))
@@ -71,7 +72,7 @@ def test_an_implicit_iteration_solves_the_weighted_regression_on_all_items(ratin
             rows[row] = np.linalg.solve(normal, other.T @ confidence @ (value > 0))
         return rows
 
-    users = solved(ratings.toarray(), _start(N_ITEMS, RANK, 0, 0).rows)
+    users = solved(ratings.toarray(), _first(N_ITEMS, RANK, 0, 0).rows)
     assert_allclose(model.user_factors_, users, atol=1e-10)
     assert_allclose(model.item_factors_, solved(ratings.toarray().T, users), atol=1e-10)
 
@@ -156,8 +157,13 @@ def threaded_client(request: pytest.FixtureRequest) -> Iterator[Client]:
         yield client
 
 
+@pytest.mark.parametrize("is_spread", [True, False], ids=["on all workers", "on one"])
 @pytest.mark.parametrize("model", MODELS[:2], ids=IDS[:2])
-def test_the_result_is_the_same_for_any_number_of_workers(model: Any, threaded_client: Client, ratings: Any) -> None:
+def test_the_result_is_the_same_for_any_number_of_workers(
+    model: Any, is_spread: bool, threaded_client: Client, ratings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_spread:  # as data would be that is worth the messages
+        monkeypatch.setattr(als, "_SMALL", 0)
     whole = copy_of(model).fit(ratings)
     n_blocks = len(threaded_client.nthreads())
     futures = [threaded_client.submit(lambda b=b: ratings[b::n_blocks], pure=False) for b in range(n_blocks)]
@@ -172,9 +178,9 @@ def test_the_result_is_the_same_for_any_number_of_workers(model: Any, threaded_c
 
 
 def test_a_starting_factor_depends_on_seed_and_place_alone() -> None:
-    few, many = _start(10, 4, 1, 7).rows, _start(1000, 4, 1, 7).rows
+    few, many = _first(10, 4, 1, 7).rows, _first(1000, 4, 1, 7).rows
     assert_allclose(few, many[:10], rtol=0)
-    assert not np.allclose(few, _start(10, 4, 1, 8).rows)
+    assert not np.allclose(few, _first(10, 4, 1, 8).rows)
     assert_allclose([many[:, :4].mean(), many[:, :4].std()], [0, 0.1], atol=0.01)
 
 
