@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from dask import delayed
 from distributed import Client, LocalCluster, wait
 from scipy import sparse
@@ -67,7 +68,10 @@ def tfidf(folder: Path, n_workers: int) -> Work:
     """Without workers in this process, on one thread; else on that many workers."""
     pa.set_cpu_count(1)
     documents = pa.array(json.loads((folder / "documents.json").read_text()), pa.large_string())
-    cuts = np.linspace(0, len(documents), 17).astype(int)
+    # Equal shares of the text, as a reader cuts files.
+    sizes = np.cumsum(pc.binary_length(documents))
+    cuts = np.searchsorted(sizes, np.linspace(0, sizes[-1], 33))
+    cuts[-1] = len(documents)
     # A slice would take all of the array with it when it travels.
     blocks = [pa.concat_arrays([documents[a:b]]) for a, b in pairwise(cuts)]
     if n_workers:
@@ -108,7 +112,7 @@ def explicit_als(folder: Path) -> Work:
         for fold in sorted(ratings.fold.unique()):
             train, test = ratings[ratings.fold != fold], ratings[ratings.fold == fold]
             matrix = sparse.csr_matrix((train.rating.to_numpy(float), (train.user, train.item)), shape=shape)
-            found = ExplicitALS().fit(matrix).predict(test.user.to_numpy(), test.item.to_numpy())
+            found = ExplicitALS().fit(matrix).predict_pairs(test.user.to_numpy(), test.item.to_numpy())
             errors.append(float(np.mean((np.clip(found, 1, 5) - test.rating) ** 2)))
         return errors
 

@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jobs.estimators.als_blocks import InteractionBlocks, Submit, Summary, summary
 from jobs.estimators.als_kernels import explicit_rows, implicit_rows
@@ -48,7 +50,7 @@ class _Start(NamedTuple):
     n_iterations: int
 
 
-class _ALS:
+class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """What both models share: the iterations, and what a fitted model can be asked."""
 
     rank: int
@@ -57,13 +59,15 @@ class _ALS:
     mean_: float
     _n_biases: int
 
-    def fit(self, interactions: Any, *, client: Any = None, on_iteration: Listener | None = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, client: Any = None, on_iteration: Listener | None = None) -> Self:
         """Fit the factors.
 
         Parameters
         ----------
-        interactions : sparse matrix of shape (n_users, n_items), or InteractionBlocks
-            Stored entries are the observed pairs; a stored zero counts as observed.
+        X : array-like, data frame or sparse matrix of shape (n_users, n_items), or InteractionBlocks
+            Stored entries are the observed pairs; a stored zero counts as observed, a zero of a dense table does not.
+        y : None
+            Not used.
         client : distributed.Client, optional
             Needed where the blocks are futures.
         on_iteration : callable, optional
@@ -80,8 +84,13 @@ class _ALS:
         ValueError
             When there is no stored value, or one that the model cannot take.
         """
-        is_cut = isinstance(interactions, InteractionBlocks)
-        blocks: InteractionBlocks = interactions if is_cut else InteractionBlocks.of(interactions)
+        if isinstance(X, InteractionBlocks):
+            blocks = X
+            self.n_features_in_ = blocks.n_items
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
+        else:
+            blocks = InteractionBlocks.of(validate_data(self, X, dtype=np.float64, accept_sparse="csr"))
         submit = self._submit = Submit(client)
         summaries = submit.results([submit(summary, block) for block in blocks.by_user])
         self._check(summaries)
@@ -120,18 +129,37 @@ class _ALS:
         """Factors of all items, (n_items, rank); brought here from the workers."""
         return self._all_item_vectors()[:, : self.rank]
 
-    def predict(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> Floats:
+    def predict_pairs(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> Floats:
         """Return the scores of pairs of user and item indices, both of shape (n,)."""
         scores = np.einsum("ij,ij->i", self._all_user_vectors()[users], self._all_item_vectors()[items])
         return np.asarray(scores + self.mean_)
 
-    def fold_in(self, interactions: Any) -> Floats:
-        """Return vectors of new users from a sparse matrix (n_new, n_items) of theirs: one exact half-step."""
-        matrix = scipy.sparse.csr_matrix(interactions)
-        if matrix.shape[1] != self.n_items_:
-            raise ValueError(f"interactions: {matrix.shape[1]} columns, but the model has {self.n_items_} items")
+    def fold_in(self, X: Any) -> Floats:
+        """Return vectors of new users from what they did, (n_new, n_items): one exact half-step.
+
+        Like `user_vectors_`: the score of an item is `mean_` plus the dot product with its row of `item_vectors_`.
+        """
+        check_is_fitted(self)
+        matrix = scipy.sparse.csr_matrix(validate_data(self, X, dtype=np.float64, accept_sparse="csr", reset=False))
         items = self._submit.results([self._items])[0]
         return _user_vectors(self._step(is_exact=True)(matrix, None, items), self.rank)
+
+    def transform(self, X: Any) -> Floats:
+        """Return what `fold_in` does."""
+        return self.fold_in(X)
+
+    def fit_transform(self, X: Any, y: Any = None) -> Floats:
+        """Fit, and fold the same users in: a half-step beyond `user_vectors_`."""
+        return self.fit(X).transform(X)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.rank + 2 * self._n_biases
 
     def similar_items(self, item: int, n: int = 10) -> tuple[NDArray[np.int64], Floats]:
         """Return the `n` items most similar to `item` by the cosine of their factors, best first, and the cosines."""
@@ -255,7 +283,13 @@ class ImplicitALS(_ALS):
         super()._check(summaries)
         low = min(s.low for s in summaries)
         if low <= 0:
-            raise ValueError(f"interactions: value {low:g}; implicit feedback has values above 0 only")
+            name = type(self).__name__
+            raise ValueError(f"Negative values in data passed to {name}, or zeros: {low:g}; a count is above 0.")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.positive_only = True
+        return tags
 
     def _step(self, *, is_exact: bool = False) -> Callable[[Any, HalfStep | None, HalfStep], HalfStep]:
         return partial(

@@ -140,6 +140,13 @@ def as_blocks(data: Any) -> list[Any]:
     return blocks
 
 
+def is_cut(X: Any) -> bool:
+    """Return whether X is a list of blocks of rows, here or on workers; a list of rows is a table."""
+    if not isinstance(X, (list, tuple)) or not len(X):
+        return False
+    return isinstance(X[0], Future) or is_dask_collection(X[0]) or getattr(X[0], "ndim", 0) == 2
+
+
 def add(left: Any, right: Any) -> Any:
     """Add numbers, arrays, or tuples of them, part by part."""
     if isinstance(left, tuple):

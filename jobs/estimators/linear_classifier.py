@@ -14,14 +14,12 @@ from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from dask.base import is_dask_collection
-from distributed import Future
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from jobs.estimators.blocks import Runner, add, as_blocks, runner
+from jobs.estimators.blocks import Runner, add, as_blocks, is_cut, runner
 from jobs.estimators.hessian import MOST_WEIGHTS, hessian, solved
 from jobs.estimators.inputs import checked_blocks, map_rows
 
@@ -31,6 +29,8 @@ OnIteration = Callable[[int, float], None]
 _MAX_CG_STEPS = 100
 _MAX_HALVINGS = 30
 _ARMIJO = 1e-4
+# What sums of losses may be wrong by, relative to the sum.
+_ROUNDING = 1e-12
 
 
 class Loss(Protocol):
@@ -122,7 +122,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         ValueError
             When `y` holds fewer than two classes.
         """
-        if _is_cut(X):
+        if is_cut(X):
             x_blocks, y_blocks = as_blocks(X), as_blocks(y)
             if len(x_blocks) != len(y_blocks):
                 raise ValueError(f"y: {len(y_blocks)} blocks for {len(x_blocks)} of X; cut both alike")
@@ -163,7 +163,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         self, function: Callable[..., Any], X: Any, dtype: Any, n_columns: int | None = None, **more: Any
     ) -> Any:
         model = (np.ascontiguousarray(self.coef_.T), self.intercept_)
-        if not _is_cut(X):
+        if not is_cut(X):
             return map_rows(self, partial(function, model=model, **more), X, dtype, n_columns)
         blocks = as_blocks(X)
         run = runner(blocks)
@@ -191,7 +191,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             size, decrease = 1.0, _ARMIJO * float(np.vdot(slope, step))
             for _ in range(_MAX_HALVINGS):
                 tried = problem.value(weights + size * step)
-                if tried[0] <= value + size * decrease:
+                if tried[0] <= value + size * decrease or _is_flat(value, slope, *tried[:2]):
                     break
                 size /= 2
             else:
@@ -290,11 +290,10 @@ class _Problem:
         return step
 
 
-def _is_cut(X: Any) -> bool:
-    """Return whether X is a list of blocks, here or on workers; a list of rows is a table."""
-    if not isinstance(X, (list, tuple)) or not len(X):
-        return False
-    return isinstance(X[0], Future) or is_dask_collection(X[0]) or getattr(X[0], "ndim", 0) == 2
+def _is_flat(value: float, slope: Floats, new_value: float, new_slope: Floats) -> bool:
+    """Return whether the values differ by rounding alone, while the gradient is halved at least."""
+    is_equal = abs(new_value - value) <= _ROUNDING * abs(value)
+    return is_equal and bool(np.linalg.norm(new_slope) < 0.5 * np.linalg.norm(slope))
 
 
 def _class_counts(y: Any) -> dict[Any, int]:

@@ -1,4 +1,4 @@
-"""Non-negative matrix factorisation of blocks of sparse rows: the topics of the text_mining pipeline.
+"""Non-negative matrix factorisation of blocks of rows, mostly sparse: the topics of the text_mining pipeline.
 
 X ≈ W·H with W, H ≥ 0 in the Frobenius norm. The rows of W stay on the workers beside their rows of X; an iteration
 returns Wᵀ·X and Wᵀ·W, of the model's size. Start and iterations are functions of all rows together, so the result does
@@ -8,15 +8,17 @@ not depend, but for rounding, on how the rows are cut into blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from jobs.estimators.blocks import Runner, add, as_blocks, runner
+from jobs.estimators.blocks import Runner, add, as_blocks, is_cut, runner
+from jobs.estimators.inputs import checked_blocks, map_rows
 
 Floats = NDArray[np.float64]
 
@@ -27,7 +29,7 @@ _N_SWEEPS = 5
 _N_TRANSFORM_SWEEPS = 100
 
 
-class NMF(BaseEstimator):
+class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Topics of documents: rows of H are topics over terms, rows of W say how much of each a document has.
 
     Hierarchical alternating least squares, started from the non-negative parts of the leading singular vectors.
@@ -56,7 +58,8 @@ class NMF(BaseEstimator):
 
     Notes
     -----
-    X is a sparse matrix without negative values, or a list of them, or a list of futures of them.
+    X has no negative values. It is an array, a data frame or a sparse matrix; a dask.array or dask.dataframe, for which
+    `transform` is lazy; or blocks: a list of arrays or sparse matrices, or of futures of them.
 
     References
     ----------
@@ -76,15 +79,22 @@ class NMF(BaseEstimator):
         Raises
         ------
         ValueError
-            When there are more topics than rows or columns, or when X is zero throughout.
+            When there are more topics than rows or columns, a value is negative, missing or infinite, or X is zero
+            throughout.
         """
-        blocks = as_blocks(X)
+        blocks = as_blocks(X) if is_cut(X) else checked_blocks(self, X).rows
         run = runner(blocks)
         (groups,) = run.grouped(blocks)
-        n_rows, n_columns, squares = run.total(_add_sizes, run.map(_sizes, groups))
+        total: _Sizes = run.total(_add_sizes, run.map(_sizes, groups))
+        n_rows, n_columns, squares, least = total
+        if not np.isfinite(squares):
+            raise ValueError("Input X contains NaN or infinity; impute or drop those rows first.")
+        if least < 0:
+            raise ValueError("Negative values in data passed to NMF; it takes counts, weights and the like.")
         if not 1 <= self.n_components <= min(n_rows, n_columns):
             raise ValueError(
-                f"n_components={self.n_components}: X is {n_rows} × {n_columns}; take fewer topics than either"
+                f"n_components={self.n_components} should be between 1 and the smaller of n_samples={n_rows} and "
+                f"n_features={n_columns}."
             )
         if squares == 0:
             raise ValueError("X: zero throughout; there are no topics in it")
@@ -106,19 +116,31 @@ class NMF(BaseEstimator):
         self.components_ = np.ascontiguousarray(topics / np.where(lengths > 0, lengths, 1))
         self.reconstruction_err_ = float(np.sqrt(error))
         self.norm_ = float(np.sqrt(squares))
+        self.n_features_in_ = n_columns
         return self
 
     def transform(self, X: Any) -> Any:
-        """Return W for rows `X`, (n_rows, n_components); by block where X is blocks."""
+        """Return W for rows `X`, (n_rows, n_components); by block where X is blocks, lazily for Dask collections."""
         check_is_fitted(self)
+        if not is_cut(X):
+            return map_rows(self, partial(_transformed, topics=self.components_), X, np.float64, len(self.components_))
         blocks = as_blocks(X)
         run = runner(blocks)
-        result = run.map(_transformed, blocks, topics=run.share(self.components_))
-        return result if isinstance(X, (list, tuple)) else result[0]
+        return run.map(_transformed, blocks, topics=run.share(self.components_))
 
     def fit_transform(self, X: Any, y: Any = None) -> Any:
         """Fit, and return W."""
         return self.fit(X).transform(X)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.positive_only = True
+        return tags
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.components_)
 
     def _start(self, run: Runner, groups: list[Any], n_columns: int) -> Floats:
         """Return the larger non-negative part of each leading right singular vector."""
@@ -147,12 +169,26 @@ def _swept(values: Floats, products: Floats, gram: Floats, n_sweeps: int) -> Flo
     return values
 
 
-def _sizes(xs: list[Any]) -> tuple[int, int, float]:
-    return sum(x.shape[0] for x in xs), xs[0].shape[1], float(sum(np.sum(x.data.astype(np.float64) ** 2) for x in xs))
+class _Sizes(NamedTuple):
+    n_rows: int
+    n_columns: int
+    squares: float
+    least: float
 
 
-def _add_sizes(left: tuple[int, int, float], right: tuple[int, int, float]) -> tuple[int, int, float]:
-    return left[0] + right[0], left[1], left[2] + right[2]
+def _sizes(xs: list[Any]) -> _Sizes:
+    values = [x.data if sparse.issparse(x) else x.ravel() for x in xs]
+    with np.errstate(over="ignore"):
+        squares = float(sum(np.sum(each.astype(np.float64) ** 2) for each in values))
+    return _Sizes(
+        sum(x.shape[0] for x in xs), xs[0].shape[1], squares, float(min(each.min(initial=0) for each in values))
+    )
+
+
+def _add_sizes(left: _Sizes, right: _Sizes) -> _Sizes:
+    return _Sizes(
+        left.n_rows + right.n_rows, left.n_columns, left.squares + right.squares, min(left.least, right.least)
+    )
 
 
 def _squared(xs: list[sparse.csr_array], basis: Floats) -> Floats:

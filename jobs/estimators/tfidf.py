@@ -149,6 +149,12 @@ class TfidfVectorizer(BaseEstimator):
         blocks = as_blocks(documents)
         return self._like(documents, self._weights(runner(blocks).map(count_terms, blocks, analyzer=self.analyzer())))
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        return tags
+
     def analyzer(self) -> Analyzer:
         """Return how documents become terms."""
         if self.stop_words == "english":
@@ -185,7 +191,10 @@ class TfidfVectorizer(BaseEstimator):
         run = runner(blocks)
         counts = run.map(count_terms, blocks, analyzer=self.analyzer())
         if self.mode == "hashed":
-            self.n_documents_, self.document_frequency_ = run.total(add, run.map(_hashed_frequencies, counts))
+            # By worker: each column's number travels once from each, not once from each block.
+            self.n_documents_, self.document_frequency_ = run.total(
+                add, run.map(_hashed_frequencies, *run.grouped(counts))
+            )
             self.vocabulary_: pa.Array = None
         else:
             self.n_documents_ = run.total(add, run.map(_n_rows, counts))
@@ -286,8 +295,11 @@ def _n_rows(counts: TermCounts) -> int:
     return int(counts.matrix.shape[0])
 
 
-def _hashed_frequencies(counts: TermCounts) -> tuple[int, NDArray[np.int64]]:
-    return _n_rows(counts), np.bincount(counts.matrix.indices, minlength=counts.matrix.shape[1])
+def _hashed_frequencies(counts: list[TermCounts]) -> tuple[int, NDArray[np.int64]]:
+    """Return the number of documents of some blocks, and in how many of them each column is."""
+    width = counts[0].matrix.shape[1]
+    frequencies = sum(np.bincount(each.matrix.indices, minlength=width) for each in counts)
+    return sum(map(_n_rows, counts)), np.asarray(frequencies)
 
 
 def _frequencies(counts: TermCounts) -> pa.Table:

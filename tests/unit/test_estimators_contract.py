@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import dask.array as da
@@ -14,17 +16,26 @@ from scipy import sparse
 from sklearn.base import clone, is_classifier
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from jobs.estimators.kmeans import KMeans
-from jobs.estimators.linear_regression import LinearRegression
-from jobs.estimators.linear_svm import LinearSVM
-from jobs.estimators.logistic_regression import LogisticRegression
-from jobs.estimators.ridge import Ridge
+from jobs import estimators
+from jobs.estimators import (
+    NMF,
+    ExplicitALS,
+    ImplicitALS,
+    KMeans,
+    LinearRegression,
+    LinearSVM,
+    LogisticRegression,
+    Ridge,
+    TfidfVectorizer,
+)
 
 ESTIMATORS = [LinearRegression(), Ridge(), LogisticRegression(), LinearSVM(), KMeans(2, n_init=1)]
+TRANSFORMERS = [NMF(2), ExplicitALS(4), ImplicitALS(4), ImplicitALS(4, n_cg_steps=0)]
+TEXT = [TfidfVectorizer(), TfidfVectorizer("hashed")]
 LINEAR = [LogisticRegression(tol=1e-11), LinearSVM(tol=1e-11)]
 
 
-@parametrize_with_checks(ESTIMATORS)
+@parametrize_with_checks(ESTIMATORS + TRANSFORMERS + TEXT)
 @pytest.mark.filterwarnings("ignore")  # scikit-learn's checks pass bad input on purpose
 def test_scikit_learns_checks_pass(estimator: Any, check: Any) -> None:
     check(estimator)
@@ -102,3 +113,18 @@ def test_unfinite_and_complex_values_are_refused_by_name(estimator: Any) -> None
     for wrong, message in ((bad, "Input X contains infinity"), (frame.to_numpy() + 1j, "Complex data not supported")):
         with pytest.raises(ValueError, match=message):
             clone(estimator).fit(wrong, target)
+
+
+def test_every_estimator_is_found_by_its_name_and_no_other_is() -> None:
+    for name in estimators.__all__:
+        assert getattr(estimators, name).__name__ == name
+        assert name in dir(estimators)
+    with pytest.raises(AttributeError, match="no attribute 'KMedians'"):
+        estimators.KMedians  # noqa: B018
+
+
+def test_an_estimator_is_imported_without_the_others() -> None:
+    command = (
+        "import sys; from jobs.estimators import Ridge; print(*(m for m in ('torch', 'numba') if m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout == "\n"
