@@ -64,6 +64,7 @@ def implicit_als(folder: Path, rank: int, regularization: float, alpha: float, n
 
 def explicit_als(folder: Path) -> Work:
     ratings = pd.read_csv(folder / "ratings.csv")
+    _session()  # an estimator cannot be made without one
 
     def folds() -> list[float]:
         errors = []
