@@ -85,14 +85,17 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
                 raise ValueError(f"{name}={getattr(self, name)} should be at least 1.")
         blocks = checked_blocks(self, X)
         table = _Table(blocks)
-        total = table.run.total(merged, table.run.map(_moments, table.rows))
+        parts = table.run.map(_moments, table.rows)
+        # Centres that are given need no look at the rows: the first pass is on its way while the moments come back.
+        given = None if isinstance(self.init, str) else self._given(blocks.n_features)
+        first = None if given is None else table.passed(given)
+        total = table.run.total(merged, parts)
         if total.n < self.n_clusters:
             raise ValueError(f"n_samples={total.n} should be >= n_clusters={self.n_clusters}.")
         if not np.isfinite(total.means).all():
             raise ValueError("Input X contains NaN or infinity; impute or drop those rows first.")
         tolerance = self.tol * float((total.products / total.weight).mean())
-        starts = self._starts(table, blocks.n_features)
-        fits = _lloyd(table, starts, self.max_iter, tolerance)
+        fits = _lloyd(table, self._found(table) if given is None else given, self.max_iter, tolerance, first)
         least = min(fit.inertia for fit in fits)
         best = next(fit for fit in fits if fit.inertia <= least * (1 + _ALIKE))
         self.cluster_centers_, self.inertia_, self.history_ = best
@@ -101,13 +104,15 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
             self.labels_ = self.predict(X)
         return self
 
-    def _starts(self, table: _Table, p: int) -> Floats:
-        """Return the centres (s, k, p) to start from."""
-        if isinstance(self.init, str):
-            if self.init != "k-means||":
-                raise ValueError(f"init={self.init!r} should be 'k-means||' or an array of centres.")
-            seeds = np.random.SeedSequence(self.random_state).generate_state(self.n_init).tolist()
-            return start_centres(table.run, table.rows, table.firsts, self.n_clusters, seeds)
+    def _found(self, table: _Table) -> Floats:
+        """Return centres (s, k, p) that are found among the rows."""
+        if self.init != "k-means||":
+            raise ValueError(f"init={self.init!r} should be 'k-means||' or an array of centres.")
+        seeds = np.random.SeedSequence(self.random_state).generate_state(self.n_init).tolist()
+        return start_centres(table.run, table.rows, table.firsts, self.n_clusters, seeds)
+
+    def _given(self, p: int) -> Floats:
+        """Return the centres (1, k, p) that the user gives."""
         given = check_array(self.init, dtype=np.float64)
         if given.shape != (self.n_clusters, p):
             raise ValueError(
@@ -138,11 +143,18 @@ class _Table:
         self.run = runner(blocks.rows)
         self.rows, self.firsts = self.run.grouped(blocks.rows, blocks.starts)
 
-    def assigned(self, centres: Floats) -> Assigned:
-        """Assign all rows to the nearest of each set of centres (s, k, p)."""
-        parts = self.run.map(kernels.assigned, self.rows, centres=self.run.share(centres))
+    def passed(self, centres: Floats) -> list[Any]:
+        """Assign all rows to the nearest of each set of centres (s, k, p); return the parts where they are."""
+        return self.run.map(kernels.assigned, self.rows, centres=self.run.share(centres))
+
+    def added(self, parts: list[Any]) -> Assigned:
+        """Add up what `passed` returned."""
         found: Assigned = self.run.total(kernels.added, parts)
         return found
+
+    def assigned(self, centres: Floats) -> Assigned:
+        """Assign all rows to the nearest of each set of centres (s, k, p), and add up."""
+        return self.added(self.passed(centres))
 
     def farthest(self, centres: Floats, n: int) -> _Far:
         """Return the n rows that are farthest from their centres (k, p)."""
@@ -157,13 +169,14 @@ class _Fit(NamedTuple):
     history: list[float]
 
 
-def _lloyd(table: _Table, starts: Floats, max_iter: int, tolerance: float) -> list[_Fit]:
-    """Iterate from all starts (s, k, p) until each has come to rest."""
+def _lloyd(table: _Table, starts: Floats, max_iter: int, tolerance: float, first: list[Any] | None) -> list[_Fit]:
+    """Iterate from all starts (s, k, p) until each has come to rest; the `first` pass may have begun before."""
     centres = starts.copy()
     histories: list[list[float]] = [[] for _ in starts]
     moving = list(range(len(starts)))
     for _ in range(max_iter):
-        found = table.assigned(centres[moving])
+        found = table.assigned(centres[moving]) if first is None else table.added(first)
+        first = None
         still = []
         for at, sums, counts, inertia in zip(moving, *found, strict=True):
             histories[at].append(float(inertia))
