@@ -169,7 +169,9 @@ class _Fit(NamedTuple):
     history: list[float]
 
 
-def _lloyd(table: _Table, starts: Floats, max_iter: int, tolerance: float, first: list[Any] | None) -> list[_Fit]:
+def _lloyd(
+    table: _Table, starts: Floats, max_iter: int, tolerance: float, first: list[Any] | None = None
+) -> list[_Fit]:
     """Iterate from all starts (s, k, p) until each has come to rest; the `first` pass may have begun before."""
     centres = starts.copy()
     histories: list[list[float]] = [[] for _ in starts]
