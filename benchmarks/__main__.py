@@ -53,12 +53,9 @@ def _measured(case: Case) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="daskyard-benchmark-") as name:
         folder = Path(name)
         case.data(folder)
-        # Where we are our own peer, or have no workers, one thread is all there is; `implicit` has threads of its own
-        # and asks that BLAS have none.
-        peer_threads = 1 if case.peer in ("ours", "implicit") or case.settings.get("n_workers") == 0 else 2
         with (
             Side("ours", case.work, folder, case.settings, 1) as us,
-            Side(case.peer, case.work, folder, case.peer_settings, peer_threads) as them,
+            Side(case.peer, case.work, folder, case.peer_settings, case.peer_threads) as them,
         ):
             times: list[tuple[float, float]] = []
             # The first turn warms up: code is compiled, pages are touched.

@@ -35,6 +35,8 @@ class Case:
         Of the work on our side, and on theirs.
     n : int
         Times that each side does it, alternating.
+    peer_threads : int
+        Of BLAS and OpenMP in the peer's process; we have one in each of two workers.
     unit : {"s", "MB/s", "RMSE"}
         What is compared; the last is no time but a result, and its bar is for our value itself.
     """
@@ -49,6 +51,7 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     peer_settings: Mapping[str, Any] = field(default_factory=dict)
     n: int = 5
+    peer_threads: int = 2
     unit: str = "s"
 
     @property
@@ -141,6 +144,7 @@ CASES = (
         3.0,
         agreement.same_documents,
         {"n_workers": 0},
+        peer_threads=1,
         unit="MB/s",
     ),
     Case(
@@ -153,6 +157,7 @@ CASES = (
         agreement.same_documents,
         {"n_workers": 2},
         {"n_workers": 1},
+        peer_threads=1,
         unit="MB/s",
     ),
     Case(
@@ -166,6 +171,7 @@ CASES = (
         _ALS,
         _ALS,
         n=9,
+        peer_threads=1,  # it has threads of its own, and asks that BLAS have none
     ),
     Case(
         "als_implicit_ml100k",
@@ -178,6 +184,7 @@ CASES = (
         _ALS,
         _ALS,
         n=9,
+        peer_threads=1,  # it has threads of its own, and asks that BLAS have none
     ),
     Case(
         "als_implicit_spark",

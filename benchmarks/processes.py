@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +18,8 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 _ENVIRONMENTS = ROOT / "benchmarks" / ".environments"
+# Seconds that one order may take; the slowest, Spark's on a slow machine, takes two minutes.
+_DEADLINE = 1800
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -35,6 +39,7 @@ class Side:
     folder : Path
         Of the data.
     settings : mapping
+        Of the work.
     n_threads : int
         Of BLAS and OpenMP, in each process.
     """
@@ -81,13 +86,16 @@ class Side:
     def _ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        deadline = threading.Timer(_DEADLINE, self._process.kill)
+        deadline.start()
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
+            answer = self._process.stdout.readline()
         except BrokenPipeError:
             answer = ""
-        else:
-            answer = self._process.stdout.readline()
+        finally:
+            deadline.cancel()
         if not answer:
             raise RuntimeError(f"{' '.join(self._process.args[1:])}: ended at {order}; what it said is above")  # type: ignore[index]
         return dict(json.loads(answer))
@@ -97,7 +105,7 @@ def _python(module: str) -> str:
     """Return the interpreter of a side's environment, which is made where it does not exist."""
     if module == "ours":
         return sys.executable
-    if module == "spark" and subprocess.run(["which", "java"], capture_output=True).returncode:
+    if module == "spark" and shutil.which("java") is None:
         raise NotAvailableError("Spark needs Java 17 or later, for instance Debian's openjdk-17-jre-headless")
     wanted = ROOT / "benchmarks" / "peers" / f"{module}.txt"
     folder = _ENVIRONMENTS / module

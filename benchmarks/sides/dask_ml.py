@@ -38,4 +38,4 @@ def _on_workers(file: Path) -> da.Array:
 
 if __name__ == "__main__":
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
-        serve({"kmeans": kmeans, "linear_regression": linear_regression}, ["dask-ml", "dask", "scikit-learn"])
+        serve([kmeans, linear_regression], ["dask-ml", "dask", "scikit-learn"])

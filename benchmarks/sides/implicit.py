@@ -31,4 +31,4 @@ def implicit_als(folder: Path, rank: int, regularization: float, alpha: float, n
 
 
 if __name__ == "__main__":
-    serve({"implicit_als": implicit_als}, ["implicit", "numpy", "scipy"])
+    serve([implicit_als], ["implicit", "numpy", "scipy"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -121,7 +122,11 @@ def explicit_als(folder: Path) -> Work:
 
 @cache
 def _client(n_workers: int) -> Client:
-    return Client(LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None))
+    # At the end workers go with what they hold, and say so.
+    cluster = LocalCluster(
+        n_workers=n_workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+    )
+    return Client(cluster)
 
 
 def _scattered(values: Sequence[Any], n_workers: int = 2) -> list[Any]:
@@ -148,14 +153,6 @@ def _on_workers(file: Path) -> da.Array:
 
 if __name__ == "__main__":
     serve(
-        {
-            "kmeans": kmeans,
-            "kmeans_own_start": kmeans_own_start,
-            "linear_regression": linear_regression,
-            "logistic_regression": logistic_regression,
-            "tfidf": tfidf,
-            "implicit_als": implicit_als,
-            "explicit_als": explicit_als,
-        },
+        [kmeans, kmeans_own_start, linear_regression, logistic_regression, tfidf, implicit_als, explicit_als],
         ["daskyard", "dask", "distributed", "numpy", "scipy", "numba"],
     )

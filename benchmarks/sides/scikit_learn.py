@@ -55,13 +55,4 @@ def tfidf(folder: Path) -> Work:
 
 
 if __name__ == "__main__":
-    serve(
-        {
-            "kmeans": kmeans,
-            "kmeans_own_start": kmeans_own_start,
-            "linear_regression": linear_regression,
-            "logistic_regression": logistic_regression,
-            "tfidf": tfidf,
-        },
-        ["scikit-learn", "numpy", "scipy"],
-    )
+    serve([kmeans, kmeans_own_start, linear_regression, logistic_regression, tfidf], ["scikit-learn", "numpy", "scipy"])

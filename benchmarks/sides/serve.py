@@ -23,10 +23,11 @@ import numpy as np
 Work = tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]
 
 
-def serve(cases: dict[str, Callable[..., Work]], packages: Sequence[str]) -> None:
+def serve(cases: Sequence[Callable[..., Work]], packages: Sequence[str]) -> None:
     """Answer on what was standard output until standard input ends; what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    by_name = {case.__name__: case for case in cases}
     work: Work | None = None
     result: Any = None
     for line in sys.stdin:
@@ -38,7 +39,7 @@ def serve(cases: dict[str, Callable[..., Work]], packages: Sequence[str]) -> Non
                 **{name: importlib.metadata.version(name) for name in packages},
             }
         elif "load" in order:
-            work = cases[order["load"]](Path(order["folder"]), **order["settings"])
+            work = by_name[order["load"]](Path(order["folder"]), **order["settings"])
         elif "run" in order:
             assert work is not None
             result = None

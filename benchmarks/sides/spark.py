@@ -87,4 +87,4 @@ def _factors(frame: Any, n: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    serve({"implicit_als": implicit_als, "explicit_als": explicit_als}, ["pyspark", "numpy"])
+    serve([implicit_als, explicit_als], ["pyspark", "numpy"])

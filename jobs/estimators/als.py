@@ -9,45 +9,34 @@ blocks nor that of workers changes the result beyond rounding. Called by the rec
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jobs.estimators.als_blocks import InteractionBlocks, Submit, Summary, summary
-from jobs.estimators.als_kernels import explicit_rows, implicit_rows
+from jobs.estimators.als_steps import (
+    Listener,
+    Start,
+    Step,
+    alternated,
+    explicit_step,
+    implicit_step,
+    interleaved,
+    item_vectors,
+    user_vectors,
+)
+from jobs.estimators.inputs import keep_columns
 
 # Interactions × rank up to which one worker is quicker alone than several that must wait for each other's messages.
 _SMALL = 16_000_000
 
 Floats = NDArray[np.float64]
-Listener = Callable[[int, int, float], None]
-
-
-class HalfStep(NamedTuple):
-    """The new rows of a block or of a whole side, their Gram matrix, and their part of the objective."""
-
-    rows: Floats
-    gram: Floats
-    squared_error: float
-    penalty: float
-
-
-class _Start(NamedTuple):
-    """What the iterations start from, and how many there are."""
-
-    n_users: int
-    n_items: int
-    rank: int
-    n_biases: int
-    seed: int
-    n_iterations: int
 
 
 class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -86,9 +75,7 @@ class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         if isinstance(X, InteractionBlocks):
             blocks = X
-            self.n_features_in_ = blocks.n_items
-            if hasattr(self, "feature_names_in_"):
-                del self.feature_names_in_
+            keep_columns(self, X, blocks.n_items)
         else:
             blocks = InteractionBlocks.of(validate_data(self, X, dtype=np.float64, accept_sparse="csr"))
         submit = self._submit = Submit(client)
@@ -96,28 +83,33 @@ class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._check(summaries)
         self.n_users_, self.n_items_ = blocks.n_users, blocks.n_items
         step, start = self._step(), self._start(blocks)
-        is_small = client is not None and sum(s.n for s in summaries) * self.rank <= _SMALL
-        if is_small:
-            whole = submit(_iterated, Submit(None), blocks.by_user, blocks.by_item, step, start)
-            by_user = [submit(_part, whole, b) for b in range(len(blocks.by_user))]
-            items = submit(operator.itemgetter(1), whole)
+        if client is not None and sum(s.n for s in summaries) * self.rank <= _SMALL:
+            whole = submit(alternated, Submit(None), blocks.by_user, blocks.by_item, step, start)
+            by_user = submit(operator.attrgetter("by_user"), whole)
+            self._keep(
+                [submit(operator.itemgetter(b), by_user) for b in range(len(blocks.by_user))],
+                submit(operator.attrgetter("items"), whole),
+                blocks,
+            )
+            self.objective_ = submit.results([submit(operator.attrgetter("objectives"), whole)])[0]
+            for iteration, objective in enumerate(self.objective_, 1):
+                if on_iteration is not None:
+                    on_iteration(iteration, self.n_iterations, objective)
         else:
             submit.locate([*blocks.by_user, *blocks.by_item])
-            by_user, items, self.objective_ = _iterated(
-                submit, blocks.by_user, blocks.by_item, step, start, on_iteration
-            )
+            found = alternated(submit, blocks.by_user, blocks.by_item, step, start, on_iteration)
+            self.objective_ = found.objectives
+            self._keep(found.by_user, found.items, blocks)
+        return self
+
+    def _keep(self, by_user: Sequence[Any], items: Any, blocks: InteractionBlocks) -> None:
+        """Keep the last half-steps, and the vectors that they hold."""
         self._items = items
-        self.item_vectors_ = submit(_item_vectors, items, self.rank)
+        self.item_vectors_ = self._submit(item_vectors, items, self.rank)
         self.user_vectors_ = [
-            submit(_user_vectors, new, self.rank, near=block)
+            self._submit(user_vectors, new, self.rank, near=block)
             for new, block in zip(by_user, blocks.by_user, strict=True)
         ]
-        if is_small:
-            listen = on_iteration or (lambda done, n, objective: None)
-            self.objective_ = submit.results([submit(operator.itemgetter(2), whole)])[0]
-            for iteration, objective in enumerate(self.objective_, 1):
-                listen(iteration, self.n_iterations, objective)
-        return self
 
     @property
     def user_factors_(self) -> Floats:
@@ -142,7 +134,7 @@ class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         matrix = scipy.sparse.csr_matrix(validate_data(self, X, dtype=np.float64, accept_sparse="csr", reset=False))
         items = self._submit.results([self._items])[0]
-        return _user_vectors(self._step(is_exact=True)(matrix, None, items), self.rank)
+        return user_vectors(self._step(is_exact=True)(matrix, None, items), self.rank)
 
     def transform(self, X: Any) -> Floats:
         """Return what `fold_in` does."""
@@ -171,14 +163,14 @@ class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return best, cosines[best]
 
     def _all_user_vectors(self) -> Floats:
-        return _interleaved(self._submit.results(self.user_vectors_), self.n_users_)
+        return interleaved(self._submit.results(self.user_vectors_), self.n_users_)
 
     def _all_item_vectors(self) -> Floats:
         vectors: Floats = self._submit.results([self.item_vectors_])[0]
         return vectors
 
-    def _start(self, blocks: InteractionBlocks) -> _Start:
-        return _Start(blocks.n_users, blocks.n_items, self.rank, self._n_biases, self.seed, self.n_iterations)
+    def _start(self, blocks: InteractionBlocks) -> Start:
+        return Start(blocks.n_users, blocks.n_items, self.rank, self._n_biases, self.seed, self.n_iterations)
 
     def _check(self, summaries: Sequence[Summary]) -> None:
         n = sum(summary.n for summary in summaries)
@@ -187,7 +179,7 @@ class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if not all(summary.is_finite for summary in summaries):
             raise ValueError("interactions: a value is NaN or infinite; remove such entries")
 
-    def _step(self, *, is_exact: bool = False) -> Callable[[Any, HalfStep | None, HalfStep], HalfStep]:
+    def _step(self, *, is_exact: bool = False) -> Step:
         raise NotImplementedError
 
 
@@ -231,9 +223,9 @@ class ExplicitALS(_ALS):
         super()._check(summaries)
         self.mean_ = sum(s.total for s in summaries) / sum(s.n for s in summaries)
 
-    def _step(self, *, is_exact: bool = False) -> Callable[[Any, HalfStep | None, HalfStep], HalfStep]:
+    def _step(self, *, is_exact: bool = False) -> Step:
         return partial(
-            _explicit_step, mean=self.mean_, penalty=self.regularization, bias_penalty=self.bias_regularization
+            explicit_step, mean=self.mean_, penalty=self.regularization, bias_penalty=self.bias_regularization
         )
 
 
@@ -291,120 +283,7 @@ class ImplicitALS(_ALS):
         tags.input_tags.positive_only = True
         return tags
 
-    def _step(self, *, is_exact: bool = False) -> Callable[[Any, HalfStep | None, HalfStep], HalfStep]:
+    def _step(self, *, is_exact: bool = False) -> Step:
         return partial(
-            _implicit_step, alpha=self.alpha, penalty=self.regularization, n_cg_steps=0 if is_exact else self.n_cg_steps
+            implicit_step, alpha=self.alpha, penalty=self.regularization, n_cg_steps=0 if is_exact else self.n_cg_steps
         )
-
-
-def _iterated(
-    submit: Submit,
-    user_blocks: Sequence[Any],
-    item_blocks: Sequence[Any],
-    step: Callable[[Any, HalfStep | None, HalfStep], HalfStep],
-    start: _Start,
-    listen: Listener | None = None,
-) -> tuple[list[Any], Any, list[float]]:
-    """Alternate; return the half-steps of the users' blocks, that of all items, and the objectives."""
-    items = submit(_first, start.n_items, start.rank, start.n_biases, start.seed)
-    by_user: list[Any] = [None] * len(user_blocks)
-    by_item: list[Any] = [None] * len(item_blocks)
-    objectives: list[float] = []
-    for iteration in range(start.n_iterations):
-        by_user = [submit(step, *pair, items, near=pair[0]) for pair in zip(user_blocks, by_user, strict=True)]
-        users = submit(_joined, by_user, start.n_users)
-        by_item = [submit(step, *pair, users, near=pair[0]) for pair in zip(item_blocks, by_item, strict=True)]
-        items = submit(_joined, by_item, start.n_items)
-        objectives += submit.results([submit(_objective, users, items)])
-        if listen is not None:
-            listen(iteration + 1, start.n_iterations, objectives[-1])
-    return by_user, items, objectives
-
-
-def _part(whole: tuple[list[HalfStep], HalfStep, list[float]], block: int) -> HalfStep:
-    return whole[0][block]
-
-
-def _first(n_rows: int, rank: int, n_biases: int, seed: int) -> HalfStep:
-    """Normal starting factors of size 0.1, each a function of seed, row and column (counter-based, Box–Muller)."""
-    counters = (np.arange(n_rows, dtype=np.uint64)[:, None] << np.uint64(20)) + np.arange(2 * rank, dtype=np.uint64)
-    salt = pd.util.hash_array(np.array([seed], dtype=np.uint64) + np.uint64(1))[0]
-    uniforms = (pd.util.hash_array(counters.ravel() ^ salt) >> np.uint64(11)).reshape(counters.shape) * 2.0**-53
-    normals = np.sqrt(-2.0 * np.log1p(-uniforms[:, :rank])) * np.cos(2.0 * np.pi * uniforms[:, rank:])
-    rows = np.hstack([0.1 * normals, np.zeros((n_rows, n_biases))])
-    return HalfStep(rows, rows.T @ rows, 0.0, 0.0)
-
-
-def _explicit_step(
-    block: Any, old: HalfStep | None, other: HalfStep, *, mean: float, penalty: float, bias_penalty: float
-) -> HalfStep:
-    """Solve one block of ratings; `old` plays no part, the solution is exact."""
-    rows, squared_error, penalty_sum = explicit_rows(*_csr(block), _fixed(other.rows), mean, penalty, bias_penalty)
-    return HalfStep(rows, np.zeros((0, 0)), squared_error, penalty_sum)
-
-
-def _implicit_step(
-    block: Any, old: HalfStep | None, other: HalfStep, *, alpha: float, penalty: float, n_cg_steps: int
-) -> HalfStep:
-    """Solve one block of counts, from its rows of the iteration before."""
-    start = np.zeros((block.shape[0], other.rows.shape[1])) if old is None else old.rows
-    indptr, indices, values = _csr(block)
-    rows, squared_error, penalty_sum = implicit_rows(
-        indptr,
-        indices,
-        _fixed(alpha * values),
-        _fixed(other.rows),
-        _fixed(other.gram),
-        penalty,
-        _fixed(start),
-        n_cg_steps,
-    )
-    return HalfStep(rows, rows.T @ rows, squared_error, penalty_sum)
-
-
-def _joined(steps: Sequence[HalfStep], n_rows: int) -> HalfStep:
-    """Join the blocks of one side; this is what the other side's blocks get."""
-    return HalfStep(
-        _interleaved([step.rows for step in steps], n_rows),
-        sum((step.gram for step in steps[1:]), steps[0].gram),
-        sum(step.squared_error for step in steps),
-        sum(step.penalty for step in steps),
-    )
-
-
-def _interleaved(blocks: Sequence[Floats], n_rows: int) -> Floats:
-    whole = np.empty((n_rows, blocks[0].shape[1]))
-    for b, block in enumerate(blocks):
-        whole[b :: len(blocks)] = block
-    return whole
-
-
-def _objective(users: HalfStep, items: HalfStep) -> float:
-    """The objective after the items' half-step, whose squared error is that of the whole."""
-    return items.squared_error + items.penalty + users.penalty
-
-
-def _user_vectors(step: HalfStep, rank: int) -> Floats:
-    """Factors; with biases, (p, b, 1) against the items' (q, 1, b)."""
-    biases = step.rows[:, rank:]
-    return np.hstack([step.rows[:, :rank], biases, np.ones_like(biases)])
-
-
-def _item_vectors(step: HalfStep, rank: int) -> Floats:
-    biases = step.rows[:, rank:]
-    return np.hstack([step.rows[:, :rank], np.ones_like(biases), biases])
-
-
-def _csr(block: Any) -> tuple[Any, Any, Any]:
-    return (
-        _fixed(block.indptr.astype(np.int64, copy=False)),
-        _fixed(block.indices.astype(np.int32, copy=False)),
-        _fixed(block.data.astype(np.float64, copy=False)),
-    )
-
-
-def _fixed(array: Any) -> Any:
-    """Return a read-only view: what came over the network is one already, and numba compiles each kind anew."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view

@@ -76,13 +76,13 @@ class OnWorkers:
 
     def combined(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
         """Combine futures in a tree on the workers, neighbours first; the result stays there."""
-        return self._combined(combine, parts, 1)[0]
+        return self._reduced(combine, parts, 1)[0]
 
     def total(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
         """Combine futures in a tree on the workers; fetch the last few, and combine them here."""
-        return reduce(combine, self.client.gather(self._combined(combine, parts, _FEW)))
+        return reduce(combine, self.client.gather(self._reduced(combine, parts, _FEW)))
 
-    def _combined(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any], n_left: int) -> list[Any]:
+    def _reduced(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any], n_left: int) -> list[Any]:
         parts = list(parts)
         while len(parts) > n_left:
             parts = [

@@ -54,7 +54,7 @@ def checked_blocks(estimator: Any, X: Any, y: Any = None, sample_weight: Any = N
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
     if is_dask_collection(X):
         cut = _dask_blocks(X, y, sample_weight)
-        _keep_columns(estimator, X, cut.n_features)
+        keep_columns(estimator, X, cut.n_features)
         return cut
     settings: dict[str, Any] = {"dtype": _FLOATS, "accept_sparse": "csr" if tags.input_tags.sparse else False}
     if y is None:
@@ -121,7 +121,8 @@ def _names(X: Any) -> NDArray[Any] | None:
     return np.asarray(names, dtype=object) if names and all(isinstance(name, str) for name in names) else None
 
 
-def _keep_columns(estimator: Any, X: Any, n_features: int) -> None:
+def keep_columns(estimator: Any, X: Any, n_features: int) -> None:
+    """Keep the number of columns in the estimator, and their names where X has any; those of an earlier fit go."""
     estimator.n_features_in_ = n_features
     names = _names(X)
     if names is not None:

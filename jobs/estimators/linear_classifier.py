@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from jobs.estimators.blocks import Runner, add, as_blocks, is_cut, runner
 from jobs.estimators.hessian import MOST_WEIGHTS, hessian, solved
-from jobs.estimators.inputs import checked_blocks, map_rows
+from jobs.estimators.inputs import checked_blocks, keep_columns, map_rows
 
 Floats = NDArray[np.float64]
 OnIteration = Callable[[int, float], None]
@@ -139,7 +139,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         n_features = len(weights) - 1 if self.fit_intercept else len(weights)
         self.coef_ = np.ascontiguousarray(weights[:n_features].T)
         self.intercept_ = weights[-1].copy() if self.fit_intercept else np.zeros(weights.shape[1])
-        self.n_features_in_ = n_features
+        if is_cut(X):
+            keep_columns(self, X, n_features)
         self.n_passes_ = problem.n_passes
         return self
 

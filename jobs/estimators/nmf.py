@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from jobs.estimators.blocks import Runner, add, as_blocks, is_cut, runner
-from jobs.estimators.inputs import checked_blocks, map_rows
+from jobs.estimators.inputs import checked_blocks, keep_columns, map_rows
 
 Floats = NDArray[np.float64]
 
@@ -116,7 +116,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.components_ = np.ascontiguousarray(topics / np.where(lengths > 0, lengths, 1))
         self.reconstruction_err_ = float(np.sqrt(error))
         self.norm_ = float(np.sqrt(squares))
-        self.n_features_in_ = n_columns
+        if is_cut(X):
+            keep_columns(self, X, n_columns)
         return self
 
     def transform(self, X: Any) -> Any:

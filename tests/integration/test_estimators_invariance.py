@@ -9,7 +9,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import clone
@@ -27,6 +27,7 @@ from jobs.estimators import (
     TfidfVectorizer,
     als,
 )
+from tests.threads import threads
 
 N_ROWS = 400
 N_BLOCKS = [1, 2, 4, 16]
@@ -106,12 +107,7 @@ CASES: dict[str, tuple[Any, Fit, list[str]]] = {
 
 @pytest.fixture(scope="module", params=[1, 2, 4], ids=lambda n: f"{n} workers")
 def client(request: pytest.FixtureRequest) -> Iterator[Client]:
-    with (
-        LocalCluster(
-            n_workers=request.param, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with threads(request.param) as client:
         yield client
 
 

@@ -26,6 +26,7 @@ from jobs.readers import images
 from jobs.report.sections import Images, Matrix, Table
 from jobs.training.convnet import ConvNet, ConvNetConfig, predict
 from jobs.training.shards import Shards
+from tests.threads import threads
 
 QUICK: dict[str, Any] = {
     "epochs": 8,
@@ -191,13 +192,7 @@ def test_the_model_does_not_depend_on_the_number_of_workers(
 ) -> None:
     params = QUICK | {"epochs": 2, "tta": False}
     _, two, expected = stages(job_factory("image_classification", params, str(small_idx)))
-    with Client(
-        processes=False,
-        n_workers=n_workers,
-        threads_per_worker=1,
-        dashboard_address="127.0.0.1:0",
-        set_as_default=False,
-    ) as other:
+    with threads(n_workers, set_as_default=False) as other:
         job = job_factory("image_classification", params, str(small_idx), str(tmp_path / "other"), other)
         _, model, evaluation = stages(job)
     assert model.result.world_size == n_workers
@@ -212,9 +207,7 @@ def test_the_model_does_not_depend_on_how_the_images_are_cut(
     params = QUICK | {"epochs": 1, "tta": False}
     found = []
     # Threads, so that workers see the changed size of parts.
-    with Client(
-        processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", set_as_default=False
-    ) as other:
+    with threads(2, set_as_default=False) as other:
         for n_images in (137, 2048):
             monkeypatch.setattr(images, "_IMAGES_PER_PART", n_images)
             output = str(tmp_path / str(n_images))

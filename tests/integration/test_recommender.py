@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from jobs import runner, storage
 from jobs.artifacts import Manifest
 from jobs.errors import InputError, SpecError, StorageMissingError
 from jobs.pipelines import recommender
 from jobs.spec import parse
+from tests.threads import threads
 
 PARAMS = {"rank": 4, "n_iterations": 5, "regularization": 2.0, "k": 5, "top_n": 4}
 
@@ -99,12 +100,7 @@ def test_choices_are_predicted_better_than_by_popularity(client: Client, tmp_pat
 
 @pytest.fixture(scope="module", params=[1, 4])
 def other_client(request: pytest.FixtureRequest) -> Iterator[Client]:
-    with (
-        LocalCluster(
-            n_workers=request.param, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with threads(request.param) as client:
         yield client
 
 

@@ -18,6 +18,7 @@ from jobs import runner, storage
 from jobs.artifacts import Manifest
 from jobs.errors import DaskyardError, InputError, SpecError
 from jobs.spec import parse
+from tests.threads import threads
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,13 @@ def table() -> pd.DataFrame:
 
 @pytest.fixture
 def one_worker() -> Iterator[Client]:
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with threads(1) as client:
         yield client
 
 
 @pytest.fixture
 def four_workers() -> Iterator[Client]:
-    with Client(processes=False, n_workers=4, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with threads(4) as client:
         yield client
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
-from distributed import Client, LocalCluster
+from distributed import Client
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.svm import LinearSVC
@@ -18,6 +18,7 @@ from jobs import runner, storage
 from jobs.artifacts import Manifest
 from jobs.errors import InputError, SpecError
 from jobs.spec import parse
+from tests.threads import threads
 
 CLASSES = ("cooking", "football", "space")
 Run = Callable[..., Manifest]
@@ -61,18 +62,15 @@ def run(tmp_path: Path, client: Client) -> Run:
 
 @pytest.fixture(scope="module")
 def clusters() -> Iterator[Callable[[int], Client]]:
-    opened: list[Any] = []
+    opened: list[Client] = []
 
     def client(n_workers: int) -> Client:
-        cluster = LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
-        )
-        opened.extend([cluster, Client(cluster)])
+        opened.append(threads(n_workers))
         return opened[-1]
 
     yield client
-    for item in reversed(opened):
-        item.close()
+    for each in reversed(opened):
+        each.close()
 
 
 def table(manifest: Manifest, prefix: str) -> Any:

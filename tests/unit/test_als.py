@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
-from distributed import Client, LocalCluster
+from distributed import Client
 from numpy.testing import assert_allclose
 
 from jobs.estimators import als
-from jobs.estimators.als import ExplicitALS, ImplicitALS, _first
+from jobs.estimators.als import ExplicitALS, ImplicitALS
 from jobs.estimators.als_blocks import InteractionBlocks
+from jobs.estimators.als_steps import first_step
+from tests.threads import threads
 
 N_USERS, N_ITEMS, RANK = 60, 45, 5
 MODELS = [
@@ -41,7 +43,7 @@ def copy_of(model: Any, **changes: Any) -> Any:
 def test_an_explicit_iteration_solves_every_row_like_a_ridge_regression(ratings: Any) -> None:
     model = ExplicitALS(RANK, regularization=0.7, bias_regularization=0.3, n_iterations=1).fit(ratings)
     mean = ratings.data.mean()
-    other, penalty = _first(N_ITEMS, RANK, 1, 0).rows, np.diag([0.7] * RANK + [0.3])
+    other, penalty = first_step(N_ITEMS, RANK, 1, 0).rows, np.diag([0.7] * RANK + [0.3])
 
     def solved(matrix: Any, other: Any) -> Any:
         rows = np.zeros((matrix.shape[0], RANK + 1))
@@ -72,7 +74,7 @@ def test_an_implicit_iteration_solves_the_weighted_regression_on_all_items(ratin
             rows[row] = np.linalg.solve(normal, other.T @ confidence @ (value > 0))
         return rows
 
-    users = solved(ratings.toarray(), _first(N_ITEMS, RANK, 0, 0).rows)
+    users = solved(ratings.toarray(), first_step(N_ITEMS, RANK, 0, 0).rows)
     assert_allclose(model.user_factors_, users, atol=1e-10)
     assert_allclose(model.item_factors_, solved(ratings.toarray().T, users), atol=1e-10)
 
@@ -148,12 +150,7 @@ def test_the_result_is_the_same_for_any_number_of_blocks(model: Any, n_blocks: i
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
 def threaded_client(request: pytest.FixtureRequest) -> Iterator[Client]:
-    with (
-        LocalCluster(
-            n_workers=request.param, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with threads(request.param) as client:
         yield client
 
 
@@ -178,9 +175,9 @@ def test_the_result_is_the_same_for_any_number_of_workers(
 
 
 def test_a_starting_factor_depends_on_seed_and_place_alone() -> None:
-    few, many = _first(10, 4, 1, 7).rows, _first(1000, 4, 1, 7).rows
+    few, many = first_step(10, 4, 1, 7).rows, first_step(1000, 4, 1, 7).rows
     assert_allclose(few, many[:10], rtol=0)
-    assert not np.allclose(few, _first(10, 4, 1, 8).rows)
+    assert not np.allclose(few, first_step(10, 4, 1, 8).rows)
     assert_allclose([many[:, :4].mean(), many[:, :4].std()], [0, 0.1], atol=0.01)
 
 

@@ -112,6 +112,17 @@ def test_sparse_matrices_give_what_their_rows_give(estimator: Any) -> None:
         assert (model.predict(kind(rows)) == dense.predict(rows)).all()
 
 
+@pytest.mark.parametrize("estimator", [LogisticRegression(), LinearSVM(), NMF(2)], ids=lambda e: type(e).__name__)
+def test_names_of_columns_are_forgotten_when_blocks_without_names_are_fitted(estimator: Any) -> None:
+    frame, target = table()
+    model = clone(estimator).fit(frame.abs(), target)
+    assert model.feature_names_in_.tolist() == list("abcd")
+    rows = frame.abs().to_numpy()[:, :3]
+    model.fit([rows[:100], rows[100:]], [target[:100], target[100:]])
+    assert not hasattr(model, "feature_names_in_")
+    assert model.n_features_in_ == 3
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
 def test_unfinite_and_complex_values_are_refused_by_name(estimator: Any) -> None:
     frame, target = table()

@@ -21,6 +21,7 @@ from jobs.estimators.blocks import InProcess
 from jobs.estimators.inputs import checked_blocks
 from jobs.estimators.kmeans import KMeans, _lloyd, _Table
 from jobs.estimators.kmeans_start import start_centres
+from tests.threads import threads
 
 Array = NDArray[np.float64]
 
@@ -81,7 +82,7 @@ def test_float32_rows_give_nearly_the_same_centres(digits: Array) -> None:
 @pytest.mark.parametrize("n_workers", [1, 4])
 def test_the_result_does_not_depend_on_the_number_of_workers(digits: Array, n_workers: int) -> None:
     one = KMeans(10, n_init=2).fit(digits)
-    with Client(processes=False, n_workers=n_workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with threads(n_workers) as client:
         rows = client.persist(da.from_array(digits, chunks=(150, 64)))
         many = KMeans(10, n_init=2).fit(rows)
     np.testing.assert_allclose(many.cluster_centers_, one.cluster_centers_, rtol=1e-9, atol=1e-9)

@@ -2,7 +2,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import logsumexp
@@ -13,6 +12,7 @@ from sklearn.svm import LinearSVC
 from jobs.estimators.linear_classifier import LinearClassifier
 from jobs.estimators.linear_svm import LinearSVM
 from jobs.estimators.logistic_regression import LogisticRegression
+from tests.threads import threads
 
 KINDS: list[type[LinearClassifier]] = [LinearSVM, LogisticRegression]
 
@@ -87,7 +87,7 @@ def test_the_result_does_not_depend_on_how_rows_are_cut(kind: type[LinearClassif
 def test_the_result_does_not_depend_on_the_number_of_workers(n_workers: int) -> None:
     x, y = rows(4)
     whole = LinearSVM(tol=1e-8).fit(x, y)
-    with Client(processes=False, n_workers=n_workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with threads(n_workers) as client:
         blocks = [client.submit(x.__getitem__, slice(at, at + 9)) for at in range(0, len(y), 9)]
         labels = [client.submit(y.__getitem__, slice(at, at + 9)) for at in range(0, len(y), 9)]
         model = LinearSVM(tol=1e-8).fit(blocks, labels)

@@ -2,12 +2,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from distributed import Client
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.decomposition import NMF as Oracle
 
 from jobs.estimators.nmf import NMF
+from tests.threads import threads
 
 
 def rows(n: int = 150, n_features: int = 60, n_topics: int = 5, noise: float = 0.3) -> sparse.csr_array:
@@ -61,7 +61,7 @@ def test_the_result_does_not_depend_on_how_rows_are_cut(size: int) -> None:
 @pytest.mark.parametrize("n_workers", [1, 2, 4])
 def test_the_result_does_not_depend_on_the_number_of_workers(n_workers: int) -> None:
     x = rows()
-    with Client(processes=False, n_workers=n_workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with threads(n_workers) as client:
         model = NMF(4).fit([client.submit(x.__getitem__, slice(at, at + 13)) for at in range(0, 150, 13)])
     np.testing.assert_allclose(model.components_, NMF(4).fit(x).components_, atol=1e-8)
 

@@ -3,7 +3,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from distributed import Client
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -11,6 +10,7 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer as Oracle
 
 from jobs.estimators.tfidf import EmptyVocabularyError, TfidfVectorizer
+from tests.threads import threads
 
 
 def corpus(n: int = 60, n_words: int = 80, seed: int = 0) -> list[str]:
@@ -91,7 +91,7 @@ def test_the_result_does_not_depend_on_how_documents_are_cut(mode: Any, sizes: l
 
 def test_blocks_on_workers_give_what_blocks_in_memory_give() -> None:
     texts = corpus()
-    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with threads(2) as client:
         futures = client.map(pa.array, blocks_of(texts, [20, 20, 23]))
         vectorizer = TfidfVectorizer(min_df=2)
         weights = vectorizer.fit_transform(futures)

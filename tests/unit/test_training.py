@@ -19,13 +19,14 @@ from jobs.training.collective import StoreHost, store_address
 from jobs.training.plan import Plan, steps
 from jobs.training.rank import run_rank
 from jobs.training.trainer import Trainer, TrainResult
+from tests.threads import threads
 
 N_SAMPLES = 203  # neither a multiple of the batch nor of the micro-batch
 
 
 @pytest.fixture(scope="module")
 def threads_client() -> Iterator[Client]:
-    with Client(processes=False, n_workers=4, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with threads(4) as client:
         yield client
 
 

@@ -1,0 +1,161 @@
+"""The half-steps of alternating least squares and what goes round between them, here or on workers.
+
+A half-step solves the rows of one block, or is those of a whole side joined. Called by `jobs.estimators.als` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from jobs.estimators.als_blocks import Submit
+from jobs.estimators.als_kernels import explicit_rows, implicit_rows
+
+Floats = NDArray[np.float64]
+Listener = Callable[[int, int, float], None]
+
+
+class HalfStep(NamedTuple):
+    """The new rows of a block or of a whole side, their Gram matrix, and their part of the objective."""
+
+    rows: Floats
+    gram: Floats
+    squared_error: float
+    penalty: float
+
+
+class Start(NamedTuple):
+    """What the iterations start from, and how many there are."""
+
+    n_users: int
+    n_items: int
+    rank: int
+    n_biases: int
+    seed: int
+    n_iterations: int
+
+
+class Alternated(NamedTuple):
+    """The last half-steps of the users' blocks and of all items, and the objective after each iteration."""
+
+    by_user: list[Any]
+    items: Any
+    objectives: list[float]
+
+
+Step = Callable[[Any, HalfStep | None, HalfStep], HalfStep]
+
+
+def alternated(
+    submit: Submit,
+    user_blocks: Sequence[Any],
+    item_blocks: Sequence[Any],
+    step: Step,
+    start: Start,
+    listen: Listener | None = None,
+) -> Alternated:
+    """Solve users, then items, as often as `start` says."""
+    items = submit(first_step, start.n_items, start.rank, start.n_biases, start.seed)
+    by_user: list[Any] = [None] * len(user_blocks)
+    by_item: list[Any] = [None] * len(item_blocks)
+    objectives: list[float] = []
+    for iteration in range(start.n_iterations):
+        by_user = [submit(step, *pair, items, near=pair[0]) for pair in zip(user_blocks, by_user, strict=True)]
+        users = submit(joined, by_user, start.n_users)
+        by_item = [submit(step, *pair, users, near=pair[0]) for pair in zip(item_blocks, by_item, strict=True)]
+        items = submit(joined, by_item, start.n_items)
+        objectives += submit.results([submit(_objective, users, items)])
+        if listen is not None:
+            listen(iteration + 1, start.n_iterations, objectives[-1])
+    return Alternated(by_user, items, objectives)
+
+
+def first_step(n_rows: int, rank: int, n_biases: int, seed: int) -> HalfStep:
+    """Normal starting factors of size 0.1, each a function of seed, row and column (counter-based, Box–Muller)."""
+    counters = (np.arange(n_rows, dtype=np.uint64)[:, None] << np.uint64(20)) + np.arange(2 * rank, dtype=np.uint64)
+    salt = pd.util.hash_array(np.array([seed], dtype=np.uint64) + np.uint64(1))[0]
+    uniforms = (pd.util.hash_array(counters.ravel() ^ salt) >> np.uint64(11)).reshape(counters.shape) * 2.0**-53
+    normals = np.sqrt(-2.0 * np.log1p(-uniforms[:, :rank])) * np.cos(2.0 * np.pi * uniforms[:, rank:])
+    rows = np.hstack([0.1 * normals, np.zeros((n_rows, n_biases))])
+    return HalfStep(rows, rows.T @ rows, 0.0, 0.0)
+
+
+def explicit_step(
+    block: Any, old: HalfStep | None, other: HalfStep, *, mean: float, penalty: float, bias_penalty: float
+) -> HalfStep:
+    """Solve one block of ratings; `old` plays no part, the solution is exact."""
+    rows, squared_error, penalty_sum = explicit_rows(*_csr(block), _fixed(other.rows), mean, penalty, bias_penalty)
+    return HalfStep(rows, np.zeros((0, 0)), squared_error, penalty_sum)
+
+
+def implicit_step(
+    block: Any, old: HalfStep | None, other: HalfStep, *, alpha: float, penalty: float, n_cg_steps: int
+) -> HalfStep:
+    """Solve one block of counts, from its rows of the iteration before."""
+    start = np.zeros((block.shape[0], other.rows.shape[1])) if old is None else old.rows
+    indptr, indices, values = _csr(block)
+    rows, squared_error, penalty_sum = implicit_rows(
+        indptr,
+        indices,
+        _fixed(alpha * values),
+        _fixed(other.rows),
+        _fixed(other.gram),
+        penalty,
+        _fixed(start),
+        n_cg_steps,
+    )
+    return HalfStep(rows, rows.T @ rows, squared_error, penalty_sum)
+
+
+def joined(steps: Sequence[HalfStep], n_rows: int) -> HalfStep:
+    """Join the blocks of one side; this is what the other side's blocks get."""
+    return HalfStep(
+        interleaved([step.rows for step in steps], n_rows),
+        sum((step.gram for step in steps[1:]), steps[0].gram),
+        sum(step.squared_error for step in steps),
+        sum(step.penalty for step in steps),
+    )
+
+
+def interleaved(blocks: Sequence[Floats], n_rows: int) -> Floats:
+    """Put the rows of a side's blocks in their order."""
+    whole = np.empty((n_rows, blocks[0].shape[1]))
+    for b, block in enumerate(blocks):
+        whole[b :: len(blocks)] = block
+    return whole
+
+
+def _objective(users: HalfStep, items: HalfStep) -> float:
+    """The objective after the items' half-step, whose squared error is that of the whole."""
+    return items.squared_error + items.penalty + users.penalty
+
+
+def user_vectors(step: HalfStep, rank: int) -> Floats:
+    """Factors; with biases, (p, b, 1) against the items' (q, 1, b)."""
+    biases = step.rows[:, rank:]
+    return np.hstack([step.rows[:, :rank], biases, np.ones_like(biases)])
+
+
+def item_vectors(step: HalfStep, rank: int) -> Floats:
+    """Factors; with biases, (q, 1, b) against the users' (p, b, 1)."""
+    biases = step.rows[:, rank:]
+    return np.hstack([step.rows[:, :rank], np.ones_like(biases), biases])
+
+
+def _csr(block: Any) -> tuple[Any, Any, Any]:
+    return (
+        _fixed(block.indptr.astype(np.int64, copy=False)),
+        _fixed(block.indices.astype(np.int32, copy=False)),
+        _fixed(block.data.astype(np.float64, copy=False)),
+    )
+
+
+def _fixed(array: Any) -> Any:
+    """Return a read-only view: what came over the network is one already, and numba compiles each kind anew."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
