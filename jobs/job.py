@@ -22,6 +22,7 @@ from jobs.errors import WorkersLostError
 from jobs.listener import Listener
 from jobs.report.sections import Section
 from jobs.spec import JobSpec
+from jobs.workers import workers_of
 
 T = TypeVar("T")
 
@@ -158,16 +159,6 @@ class Job:
         if not isinstance(table, pyarrow.Table):
             table = pyarrow.Table.from_pandas(table, preserve_index=False)
         self.attempt.add_file(name, *put_table(self.artifact_url(name), table))
-
-
-def workers_of(client: Client) -> dict[str, Any]:
-    """Return what the scheduler knows of each worker now, by address.
-
-    `Client.scheduler_info` would do, were it not that the client's own refresh, which asks for no workers, can come
-    between its question and its answer: then it tells of none.
-    """
-    identity = client.sync(client.scheduler.identity, n_workers=-1)
-    return dict(identity["workers"])
 
 
 def workers_lost(error: BaseException) -> WorkersLostError | None:

@@ -7,6 +7,8 @@ that an estimator is written once. Called by the estimators of text: tfidf, line
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -20,6 +22,8 @@ from distributed import Future, default_client, wait
 _FAN_IN = 8
 # Partial sums that are added up here: a pass over the data is one round trip shorter for it.
 _FEW = 4
+# Of a worker's memory, what the blocks of all its tasks may take: as much again is copies, and the rest is others'.
+_SHARE_OF_MEMORY = 0.1
 # Bytes up to which a model travels with every task that needs it, which is quicker than to fetch it.
 _SMALL = 1 << 18
 
@@ -95,22 +99,34 @@ class OnWorkers:
         """Group rows by the worker thread that holds the block of the first column.
 
         One task a thread then makes one partial sum, however small the blocks are: what travels in an iteration of an
-        optimiser is the number of threads times the size of the model.
+        optimiser is the number of threads times the size of the model. Where blocks have gone to a worker's disk, or
+        would have to, there are more groups: a task's blocks are all in memory at once.
         """
         if any(future.status != "finished" for future in columns[0]):
             wait(columns[0])
-        holders = self.client.who_has(columns[0])
-        threads = self.client.nthreads()
+        keys = [future.key for future in columns[0]]
+        holders, n_bytes, workers = self.client.sync(self._placed, keys)
+        limits = [worker["memory_limit"] for worker in workers.values() if worker["memory_limit"]]
+        most = min(limits, default=0) * _SHARE_OF_MEMORY
         by_worker: dict[str, list[int]] = {}
-        for row, future in enumerate(columns[0]):
-            worker = min(holders.get(future.key, ()), default="")
+        for row, key in enumerate(keys):
+            worker = min(holders.get(key, ()), default="")
             by_worker.setdefault(worker, []).append(row)
-        groups = [
-            rows[first :: threads.get(worker, 1)]
-            for worker, rows in by_worker.items()
-            for first in range(min(len(rows), threads.get(worker, 1)))
-        ]
+        groups: list[list[int]] = []
+        for worker, rows in by_worker.items():
+            n_threads = workers[worker]["nthreads"] if worker in workers else 1
+            n_bytes_here = sum(n_bytes.get(keys[row], 0) for row in rows)
+            n_groups = n_threads * max(1, math.ceil(n_bytes_here / most) if most else 1)
+            groups += [rows[first::n_groups] for first in range(min(len(rows), n_groups))]
         return [[[column[row] for row in rows] for rows in groups] for column in columns]
+
+    async def _placed(self, keys: list[str]) -> tuple[Any, Any, Any]:
+        """Ask the scheduler, all at once, who holds the keys, their bytes, and what workers there are."""
+        scheduler = self.client.scheduler
+        holders, n_bytes, identity = await asyncio.gather(
+            scheduler.who_has(keys=keys), scheduler.nbytes(keys=keys, summary=False), scheduler.identity(n_workers=-1)
+        )
+        return holders, n_bytes, identity["workers"]
 
     def gather(self, parts: Sequence[Any]) -> list[Any]:
         """Fetch small results."""

@@ -6,6 +6,7 @@ on their workers. Called by the estimators of tables.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import dask.array as da
@@ -39,9 +40,9 @@ def checked_blocks(estimator: Any, X: Any, y: Any = None, sample_weight: Any = N
     ----------
     estimator : BaseEstimator
         What is fitted; its tags say what it takes.
-    X : array-like, data frame, sparse matrix, dask.array or dask.dataframe of shape (n, p)
-        Dask collections stay on their workers; anything else is one block here.
-    y, sample_weight : array-like, dask.array or dask.dataframe.Series of shape (n,), optional
+    X : array-like, data frame, sparse matrix, dask.array or dask.dataframe of shape (n, p), or a list of blocks
+        Dask collections stay on their workers, and so do blocks that are futures; anything else is one block here.
+    y, sample_weight : array-like, dask.array or dask.dataframe.Series of shape (n,), or lists, optional
         Cut as X is.
 
     Raises
@@ -52,8 +53,8 @@ def checked_blocks(estimator: Any, X: Any, y: Any = None, sample_weight: Any = N
     tags = get_tags(estimator)
     if tags.target_tags.required and y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
-    if is_dask_collection(X):
-        cut = _dask_blocks(X, y, sample_weight)
+    if is_dask_collection(X) or blocks.is_cut(X):
+        cut = (_dask_blocks if is_dask_collection(X) else _listed_blocks)(X, y, sample_weight)
         keep_columns(estimator, X, cut.n_features)
         return cut
     settings: dict[str, Any] = {"dtype": _FLOATS, "accept_sparse": "csr" if tags.input_tags.sparse else False}
@@ -66,6 +67,26 @@ def checked_blocks(estimator: Any, X: Any, y: Any = None, sample_weight: Any = N
     if sample_weight is not None:
         sample_weight = _check_sample_weight(sample_weight, rows, dtype=np.float64)
     return Blocks([_by_row(rows)], [y], [sample_weight], [0], rows.shape[1])
+
+
+def _listed_blocks(X: Any, y: Any, sample_weight: Any) -> Blocks:
+    rows = blocks.as_blocks(X)
+    run = blocks.runner(rows)
+    shapes = run.gather(run.map(np.shape, rows))
+    lengths, widths = [shape[0] for shape in shapes], {shape[1] for shape in shapes}
+    if len(widths) != 1:
+        raise ValueError(f"X: blocks of {', '.join(map(str, sorted(widths)))} columns; all must have the same")
+    columns = []
+    for name, column in (("y", y), ("sample_weight", sample_weight)):
+        parts = [None] * len(rows) if column is None else blocks.as_blocks(column)
+        if column is not None and [n for (n,) in run.gather(run.map(np.shape, parts))] != lengths:
+            raise ValueError(f"{name}: its blocks are not as long as those of X; cut both alike")
+        columns.append(parts)
+    return Blocks(rows, columns[0], columns[1], _starts(lengths), widths.pop())
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    return np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(int).tolist()
 
 
 def _dask_blocks(X: Any, y: Any, sample_weight: Any) -> Blocks:
@@ -81,8 +102,7 @@ def _dask_blocks(X: Any, y: Any, sample_weight: Any) -> Blocks:
             continue
         column = _dask_column(column, X.shape[0]).rechunk((lengths,))
         columns.append(blocks.as_blocks(column.to_delayed().ravel().tolist()))
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(int).tolist()
-    return Blocks(rows, columns[0], columns[1], starts, int(X.shape[1]))
+    return Blocks(rows, columns[0], columns[1], _starts(lengths), int(X.shape[1]))
 
 
 def _dask_array(values: Any) -> Any:
@@ -149,13 +169,16 @@ def _check_columns(estimator: Any, X: Any, n_features: int) -> None:
 def map_rows(estimator: Any, function: Any, X: Any, dtype: Any, n_columns: int | None = None) -> Any:
     """Apply ``function(rows (m, p)) -> (m,) or (m, n_columns)`` of a fitted estimator block by block.
 
-    Dask collections give a lazy dask.array, anything else an array.
+    Dask collections give a lazy dask.array, a list of blocks a list, anything else an array.
 
     Raises
     ------
     ValueError
         When X has other columns than those of the fit, or values that the estimator does not take.
     """
+    if blocks.is_cut(X):
+        rows = blocks.as_blocks(X)
+        return blocks.runner(rows).map(function, rows)
     if not is_dask_collection(X):
         accepted = "csr" if get_tags(estimator).input_tags.sparse else False
         return function(_by_row(validate_data(estimator, X, dtype=_FLOATS, accept_sparse=accepted, reset=False)))

@@ -10,17 +10,14 @@ from numpy.typing import NDArray
 
 from jobs.errors import InputError
 from jobs.estimators.kmeans import KMeans
-from jobs.estimators.kmeans_kernels import near, nearest
+from jobs.estimators.kmeans_kernels import nearest
 from jobs.job import Evaluation, Job
 from jobs.pipelines import tabular
+from jobs.pipelines.kmeans_tasks import assignments, counts_and_sample
 from jobs.pipelines.tabular import Loaded, Prepared
-from jobs.randomness import uniform
-from jobs.readers.table_encoding import Encoded
 from jobs.report.sections import Bars, Curves, Table
 
 Floats = NDArray[np.float64]
-
-_SILHOUETTE_DRAW = 2
 
 
 def load(job: Job) -> Loaded:
@@ -46,16 +43,19 @@ def fit(job: Job, prepared: Prepared) -> KMeans:
         tol=params.tol,
         random_state=params.seed,
     )
-    with job.client.as_current():
-        return model.fit(tabular.arrays(prepared, "train")[0])
+    return model.fit(prepared.train.X)
 
 
 def evaluate(job: Job, prepared: Prepared, model: KMeans) -> Evaluation:
     """Inertia, sizes, and the silhouette of a sample of rows (Rousseeuw 1987)."""
-    n_rows = sum(prepared.n_train)
+    n_rows = sum(prepared.train.n)
     share = min(1.0, job.params.silhouette_sample / n_rows)
     centres = model.cluster_centers_
-    found = job.map(_counts_and_sample, prepared.parts, centres, job.params.seed, share)
+    parts = [
+        job.client.submit(counts_and_sample, *arrays, centres, job.params.seed, share, pure=False)
+        for arrays in zip(prepared.train.X, prepared.train.rows, strict=True)
+    ]
+    found = job.wait(parts)
     sizes = np.sum([counts for counts, _ in found], axis=0)
     sample = np.concatenate([rows for _, rows in found])
     metrics: dict[str, float | int | str] = {
@@ -89,13 +89,7 @@ def write(job: Job, prepared: Prepared, model: KMeans, evaluation: Evaluation) -
     job.write_parquet("centres.parquet", centres)
     document = {"centres": model.cluster_centers_.tolist(), "encoding": prepared.encoder.document()}
     job.write_json("model.json", document)
-    tabular.write_rows(job, prepared, "train", "assignments", _assignments, model.cluster_centers_)
-
-
-def _counts_and_sample(part: Encoded, centres: Floats, seed: int, share: float) -> tuple[NDArray[np.int64], Floats]:
-    counts = np.bincount(nearest(part.train.X, centres), minlength=len(centres))
-    chosen = uniform(seed, _SILHOUETTE_DRAW, part.train.rows) < share
-    return counts, part.train.X[chosen]
+    tabular.write_rows(job, prepared.train, "assignments", assignments, model.cluster_centers_)
 
 
 def _silhouette(rows: Floats, labels: NDArray[np.int32]) -> float:
@@ -112,8 +106,3 @@ def _in_original_units(prepared: Prepared, centres: Floats) -> Floats:
     if prepared.encoder.is_standardised:
         original[:, :q] = centres[:, :q] * prepared.encoder.scales + prepared.encoder.means
     return original
-
-
-def _assignments(X: Floats, y: Floats, centres: Floats) -> dict[str, Any]:
-    found = near(X, centres)
-    return {"cluster": found.labels, "distance": np.sqrt(found.squares)}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import dask
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +11,7 @@ from jobs.estimators.linear_regression import LinearRegression
 from jobs.job import Evaluation, Job
 from jobs.pipelines import tabular
 from jobs.pipelines.tabular import Loaded, Prepared
+from jobs.pipelines.tabular_tasks import line_predictions, line_sums
 from jobs.report.sections import Note, Table
 
 Floats = NDArray[np.float64]
@@ -34,18 +33,20 @@ def prepare(job: Job, loaded: Loaded) -> Prepared:
 
 def fit(job: Job, prepared: Prepared) -> LinearRegression:
     """Fit on the training rows."""
-    with job.client.as_current():
-        return LinearRegression(fit_intercept=job.params.fit_intercept).fit(*tabular.arrays(prepared, "train"))
+    return LinearRegression(fit_intercept=job.params.fit_intercept).fit(prepared.train.X, prepared.train.y)
 
 
 def evaluate(job: Job, prepared: Prepared, model: LinearRegression) -> Evaluation:
     """R², RMSE and MAE on the test rows."""
-    with job.client.as_current():
-        metrics = regression_metrics(model, *tabular.arrays(prepared, "test"))
-    metrics |= {
+    test, line = prepared.test, (model.coef_, model.intercept_)
+    sums = [
+        job.client.submit(line_sums, *arrays, *line, prepared.target_mean, pure=False)
+        for arrays in zip(test.X, test.y, strict=True)
+    ]
+    metrics = tabular.regression_metrics(job.wait(sums)) | {
         "r2_train": model.r2_,
         "n_train": model.n_samples_,
-        "n_test": sum(prepared.n_test),
+        "n_test": sum(test.n),
         "n_columns": model.n_features_in_,
         **prepared.counts,
     }
@@ -74,23 +75,7 @@ def write(job: Job, prepared: Prepared, model: LinearRegression, evaluation: Eva
         "encoding": prepared.encoder.document(),
     }
     job.write_json("model.json", document)
-    tabular.write_rows(job, prepared, "test", "predictions", _predictions, model.coef_, model.intercept_)
-
-
-def regression_metrics(model: Any, X: da.Array, y: da.Array) -> dict[str, float | int | str]:
-    """R², root mean squared and mean absolute error of ``model.predict(X)`` (n,) against y (n,)."""
-    gaps = y - model.predict(X)
-    squares, absolute, n = (gaps**2).sum(), abs(gaps).sum(), len(y)
-    squares, absolute, variation = dask.compute(squares, absolute, ((y - y.mean()) ** 2).sum())
-    return {
-        "r2": float(1 - squares / variation) if variation > 0 else float(squares == 0),
-        "rmse": float(np.sqrt(squares / n)),
-        "mae": float(absolute / n),
-    }
-
-
-def _predictions(X: Floats, y: Floats, coef: Floats, intercept: float) -> dict[str, Floats]:
-    return {"target": y, "prediction": X @ coef + intercept}
+    tabular.write_rows(job, prepared.test, "predictions", line_predictions, model.coef_, model.intercept_)
 
 
 def _ratio(model: LinearRegression) -> float:

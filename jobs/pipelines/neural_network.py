@@ -16,7 +16,7 @@ from jobs import storage
 from jobs.job import Evaluation, Job
 from jobs.pipelines import tabular
 from jobs.pipelines.tabular import Loaded, Prepared
-from jobs.readers.table_encoding import Encoded
+from jobs.pipelines.tabular_tasks import regression_sums
 from jobs.readers.table_profile import has_too_many
 from jobs.report.sections import Curves, Matrix, Table
 from jobs.training.mlp import MLP, TableData, adamw, cross_entropy, squared_error, warm_up_and_cosine
@@ -76,14 +76,14 @@ def fit(job: Job, prepared: Prepared) -> Model:
     """Write the training rows as shards and train on them; the shards are removed afterwards."""
     params = job.params
     classes = prepared.target.classes if prepared.target else None
-    mean, scale = (0.0, 1.0) if classes else _mean_and_scale(job, prepared)
+    mean, scale = prepared.target_mean, prepared.target_scale
     network = Network(len(prepared.encoder.names), params.hidden, classes, mean, scale)
     folder = job.artifact_url("shards")
-    names = [storage.join(folder, f"{number:05d}.raw") for number in range(len(prepared.parts))]
+    names = [storage.join(folder, f"{number:05d}.raw") for number in range(len(prepared.train.n))]
     try:
         written = [
-            job.client.submit(_write_shard, part, url, pure=False)
-            for part, url in zip(prepared.parts, names, strict=True)
+            job.client.submit(_write_shard, *each, pure=False)
+            for each in zip(prepared.train.X, prepared.train.y, names, strict=True)
         ]
         commit_index(folder, job.wait(written, unit="shards"))
         trainer = Trainer(
@@ -110,10 +110,15 @@ def fit(job: Job, prepared: Prepared) -> Model:
 def evaluate(job: Job, prepared: Prepared, model: Model) -> Evaluation:
     """Predict the test rows on the workers; accuracy and log loss, or R² and errors."""
     weights = job.artifact_url("model.safetensors")
-    scores = job.map(_score, prepared.parts, model.network, weights)
+    test = prepared.test
+    parts = [
+        job.client.submit(_score, *arrays, model.network, weights, pure=False)
+        for arrays in zip(test.X, test.y, strict=True)
+    ]
+    scores: list[Any] = job.wait(parts)
     metrics: dict[str, float | int | str] = {
-        "n_train": sum(prepared.n_train),
-        "n_test": sum(prepared.n_test),
+        "n_train": sum(prepared.train.n),
+        "n_test": sum(test.n),
         "n_columns": model.network.n_inputs,
         "world_size": model.result.world_size,
         "rows_per_s": model.result.samples_per_s,
@@ -122,7 +127,7 @@ def evaluate(job: Job, prepared: Prepared, model: Model) -> Evaluation:
     losses = [(float(number), epoch.loss) for number, epoch in enumerate(model.result.history, start=1)]
     sections: list[Any] = [Curves("Training loss", "epoch", "loss", {"training": losses})]
     if model.network.classes is None:
-        return Evaluation("r2", _regression(scores) | metrics, sections)
+        return Evaluation("r2", tabular.regression_metrics(scores) | metrics, sections)
     confusion = np.sum([score["confusion"] for score in scores], axis=0)
     found = {
         "accuracy": float(np.trace(confusion) / confusion.sum()),
@@ -145,20 +150,11 @@ def write(job: Job, prepared: Prepared, model: Model, evaluation: Evaluation) ->
     }
     job.write_json("model.json", document)
     weights = job.artifact_url("model.safetensors")
-    tabular.write_rows(job, prepared, "test", "predictions", _predictions, network, weights)
+    tabular.write_rows(job, prepared.test, "predictions", _predictions, network, weights)
 
 
-def _write_shard(part: Encoded, url: str) -> ShardInfo:
-    return write_shard(url, {"X": part.train.X.astype(np.float32), "y": part.train.y})
-
-
-def _mean_and_scale(job: Job, prepared: Prepared) -> tuple[float, float]:
-    with job.client.as_current():
-        y = tabular.arrays(prepared, "train")[1]
-        mean = float(y.mean().compute())
-        # The second pass is centred: targets far from zero keep their digits.
-        scale = float(np.sqrt(((y - mean) ** 2).mean().compute()))
-    return mean, scale or 1.0
+def _write_shard(X: Floats, y: Floats, url: str) -> ShardInfo:
+    return write_shard(url, {"X": X.astype(np.float32), "y": y})
 
 
 def _outputs(X: Floats, network: Network, weights: str) -> Floats:
@@ -175,19 +171,10 @@ def _probabilities(logits: Floats) -> Floats:
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
-def _score(part: Encoded, network: Network, weights: str) -> dict[str, Any]:
+def _score(X: Floats, y: Floats, network: Network, weights: str) -> Any:
     """Sums over a partition's test rows, from which the metrics follow."""
-    X, y = part.test.X, part.test.y
     if network.classes is None:
-        predicted = _outputs(X, network, weights) if len(y) else np.zeros(0)
-        gaps, centred = y - predicted, y - network.mean
-        return {
-            "n": len(y),
-            "squares": float(gaps @ gaps),
-            "absolute": float(np.abs(gaps).sum()),
-            "sum": float(centred.sum()),
-            "sum_squares": float(centred @ centred),
-        }
+        return regression_sums(_outputs(X, network, weights) if len(y) else np.zeros(0), y, network.mean)
     k = len(network.classes)
     labels = y.astype(int)
     chances = _probabilities(_outputs(X, network, weights)) if len(y) else np.zeros((0, k))
@@ -195,17 +182,6 @@ def _score(part: Encoded, network: Network, weights: str) -> dict[str, Any]:
     np.add.at(confusion, (labels, chances.argmax(axis=1)), 1)
     own = np.clip(chances[np.arange(len(y)), labels], _TINY, 1.0)
     return {"confusion": confusion, "log_loss": float(-np.log(own).sum())}
-
-
-def _regression(scores: list[dict[str, Any]]) -> dict[str, float | int | str]:
-    total = {name: sum(score[name] for score in scores) for name in scores[0]}
-    n = total["n"]
-    variation = total["sum_squares"] - total["sum"] ** 2 / n
-    return {
-        "r2": 1 - total["squares"] / variation if variation > 0 else 0.0,
-        "rmse": float(np.sqrt(total["squares"] / n)),
-        "mae": total["absolute"] / n,
-    }
 
 
 def _by_class(classes: tuple[str, ...], confusion: NDArray[np.int64]) -> list[Any]:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
-import dask.array as da
 import numpy as np
-import pyarrow as pa
 from distributed import Future
+from numpy.typing import NDArray
 
-from jobs.artifacts import put_table
+from jobs import storage
 from jobs.errors import InputError, SpecError
 from jobs.job import Job
-from jobs.readers.table_encoding import MISSING, Encoded, Encoder, Split, Spread, Target, encode, merged_spread, spread
-from jobs.readers.table_profile import Profile, check_kind, has_too_many, merged, profile
-from jobs.readers.tables import Table, open_table
+from jobs.pipelines import tabular_tasks as tasks
+from jobs.pipelines.tabular_tasks import RegressionSums, Unread
+from jobs.readers.table_encoding import MISSING, Encoder, Split, Spread, Target, merged_spread
+from jobs.readers.table_profile import Profile, check_kind, has_too_many, merged
+from jobs.readers.tables import Table, open_table, read_part
+from jobs.workers import memory_limit, workers_of
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A table whose partitions are on the workers: the columns to use, their profile, each partition's first row."""
+    """A table: the columns to use, their profile, and its partitions, which workers keep or read again in each pass."""
 
     table: Table
     features: tuple[str, ...]
-    partitions: list[Future]
+    partitions: list[Future] | list[Unread]
     profile: Profile
 
     @property
@@ -36,36 +39,49 @@ class Loaded:
         """Global number of each partition's first row."""
         return [0, *np.cumsum(self.profile.lengths).tolist()[:-1]]
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the partitions lie on workers."""
+        return not isinstance(self.partitions[0], Unread)
+
+
+class Half(NamedTuple):
+    """Training or test rows: of each partition, futures of X (n, p), y (n,) and row numbers (n,), and the number n."""
+
+    X: list[Future]
+    y: list[Future]
+    rows: list[Future]
+    n: list[int]
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """Encoded partitions on the workers (futures of `Encoded`), their row counts, and what was done to them."""
+    """Encoded rows on the workers, and what was done to them."""
 
     encoder: Encoder
     target: Target | None
-    parts: list[Future]
-    n_train: list[int]
-    n_test: list[int]
+    train: Half
+    test: Half
+    target_mean: float
+    target_scale: float
     counts: dict[str, int]
-
-    def lengths(self, half: str) -> list[int]:
-        """Rows of each partition's ``"train"`` or ``"test"`` half."""
-        return self.n_train if half == "train" else self.n_test
 
 
 def load(job: Job, target: str | None = None) -> Loaded:
-    """Read the columns that the params name, on the workers, and profile them."""
+    """Find the columns that the params name, and profile them on the workers."""
     params, url = job.params, job.spec.input.url
     if job.spec.input.test_url is not None:
         raise SpecError(f"input.test_url: {job.spec.pipeline} reads one table; remove test_url")
-    table = open_table(url, job.spec.input.format, int(params.blocksize_mb * 1e6))
+    table = open_table(url, job.spec.input.format, blocksize(job))
     job.record_input(table.files)
     features = _features(url, table.columns, params, target)
-    frame = table.frame([*features, *([target] if target else [])])
-    partitions = job.client.compute(list(frame.to_delayed()), sync=False)
+    columns = (*features, *([target] if target else []))
+    partitions: Any = [Unread(part, columns) for part in table.parts]
+    if _fits(job, table):
+        partitions = [job.client.submit(read_part, part, columns, pure=False) for part in table.parts]
     most = max(params.max_categories, _MOST_CLASSES)
     valued = (*params.categorical, *([target] if target else []))
-    found = merged(job.map(profile, partitions, most, valued), most)
+    found = merged(job.map(tasks.profile, partitions, most, valued), most)
     job.n_rows = found.n_rows
     if found.n_rows == 0:
         raise InputError(f"{url}: no rows below the header; put data there or correct the URL")
@@ -75,6 +91,29 @@ def load(job: Job, target: str | None = None) -> Loaded:
         if name != target and column.n_missing == found.n_rows:
             raise InputError(f"{url}: column {name!r} has no values; put it into params.drop")
     return Loaded(table, features, partitions, found)
+
+
+def blocksize(job: Job) -> int:
+    """Bytes of a partition: what the params say, or what the smallest worker holds many times over."""
+    if job.params.blocksize_mb is not None:
+        return int(job.params.blocksize_mb * 1e6)
+    limit = memory_limit(job.client)
+    return min(_BLOCKSIZE, limit // _BLOCKS_IN_MEMORY) if limit else _BLOCKSIZE
+
+
+_BLOCKSIZE = 32_000_000
+# A partition is in memory as bytes, as text and as numbers at once; other partitions, libraries and results want room.
+_BLOCKS_IN_MEMORY = 64
+# Of all workers' memory, what the input may take to be kept there between the passes; else it is read in each of them.
+_SHARE_KEPT = 0.25
+# What files that are not plain text grow by when they are read, in round figures.
+_GROWTH = 4
+
+
+def _fits(job: Job, table: Table) -> bool:
+    limits = [int(worker["memory_limit"] or 0) for worker in workers_of(job.client).values()]
+    growth = 1 if all(file.url.lower().endswith((".csv", ".tsv", ".tab")) for file in table.files) else _GROWTH
+    return 0 in limits or growth * sum(file.size for file in table.files) <= _SHARE_KEPT * sum(limits)
 
 
 # Classes of a target are categories as well: the profile keeps this many values at least.
@@ -117,17 +156,20 @@ def prepare(
     """Find the encoder's figures on the training rows, then encode and split every partition on its worker."""
     numbers, categories = _kinds(job, loaded)
     split = Split(job.params.seed, test_fraction)
-    total = _spread(job, loaded, numbers, target, split)
+    values = numbers if target is None or target.classes else (*numbers, target.name)
+    partitions: list[Any] = [
+        replace(partition, numbers=values) if isinstance(partition, Unread) else partition
+        for partition in loaded.partitions
+    ]
+    placed = list(zip(partitions, loaded.starts, strict=True))
+    total = _spread(job, placed, numbers, values, target, split)
+    q = len(numbers)
     deviations = np.sqrt(total.squares / np.maximum(total.n, 1))
-    scales = np.where(deviations > 0, deviations, 1.0) if is_standardised else np.ones(len(numbers))
-    encoder = Encoder(numbers, total.means, scales, categories, is_standardised, has_reference)
+    scales = np.where(deviations > 0, deviations, 1.0) if is_standardised else np.ones(len(values))
+    encoder = Encoder(numbers, total.means[:q], scales[:q], categories, is_standardised, has_reference)
     if not encoder.names:
         raise InputError(f"{job.spec.input.url}: every column has one value only; add others to params.features")
-    encoded = [
-        job.client.submit(encode, part, start, encoder, target, split, pure=False)
-        for part, start in zip(loaded.partitions, loaded.starts, strict=True)
-    ]
-    sizes = np.array(job.map(_sizes, encoded)).T
+    sizes, train, test = _encoded(job, placed, encoder, target, split)
     infinite = sum(column.n_infinite for name, column in loaded.profile.columns.items() if name in numbers)
     counts = {
         "n_dropped": int(sizes[2].sum()),
@@ -142,49 +184,85 @@ def prepare(
             f"{job.spec.input.url}: {sizes[0].sum()} training and {sizes[1].sum()} test rows; "
             "give more rows or change params.test_fraction"
         )
-    return Prepared(encoder, target, encoded, sizes[0].tolist(), sizes[1].tolist(), counts)
+    if not loaded.is_kept:
+        _check_unchanged(job, loaded.table)
+    loaded.partitions.clear()  # the encoded rows stand for them now; workers need not keep both
+    mean, scale = (float(total.means[q]), float(deviations[q]) or 1.0) if len(values) > q else (0.0, 1.0)
+    return Prepared(encoder, target, train, test, mean, scale, counts)
 
 
-def _spread(job: Job, loaded: Loaded, numbers: tuple[str, ...], target: Target | None, split: Split) -> Spread:
-    """Mean and spread of columns of numbers; InputError where a column, or a target of numbers, has none."""
-    names = numbers if target is None or target.classes else (*numbers, target.name)
-    parts = [
-        job.client.submit(spread, part, start, names, target, split, pure=False)
-        for part, start in zip(loaded.partitions, loaded.starts, strict=True)
-    ]
+def _spread(
+    job: Job,
+    placed: list[tuple[Any, int]],
+    numbers: tuple[str, ...],
+    values: tuple[str, ...],
+    target: Target | None,
+    split: Split,
+) -> Spread:
+    """Mean and spread of columns of values; InputError where a column of numbers has none."""
+    parts = [job.client.submit(tasks.spread, *each, values, target, split, pure=False) for each in placed]
     total: Spread = reduce(merged_spread, job.wait(parts))
-    for name, n, square in zip(names, total.n, total.squares, strict=True):
+    for name, n, square in zip(values, total.n, total.squares, strict=True):
         if n == 0 and name in numbers:
             raise InputError(f"{job.spec.input.url}: column {name!r} has no finite value; put it into params.drop")
         if not np.isfinite(square):
             raise InputError(f"{job.spec.input.url}: column {name!r} has values too large to square; scale it down")
-    return Spread(*(figures[: len(numbers)] for figures in total))
+    return total
 
 
-def arrays(prepared: Prepared, half: str) -> tuple[da.Array, da.Array]:
-    """Return X (n, p) and y (n,) of ``"train"`` or ``"test"``: lazy arrays over the encoded partitions."""
-    p = len(prepared.encoder.names)
-    take = dask.delayed(_member, pure=False)
-    rows, targets = [], []
-    for part, n in zip(prepared.parts, prepared.lengths(half), strict=True):
-        rows.append(da.from_delayed(take(part, half, "X"), (n, p), dtype=np.float64))
-        targets.append(da.from_delayed(take(part, half, "y"), (n,), dtype=np.float64))
-    return da.concatenate(rows), da.concatenate(targets)
+def _encoded(
+    job: Job, placed: list[tuple[Any, int]], encoder: Encoder, target: Target | None, split: Split
+) -> tuple[NDArray[np.int64], Half, Half]:
+    """Encode and split every partition on its worker; return four counts of each (4, partitions), and both halves."""
+    encode, member = dask.delayed(tasks.encode, pure=False), dask.delayed(tasks.member, pure=False)
+    # One graph, in which a partition's arrays follow upon its encoding: what is encoded does not wait in memory.
+    told = dask.delayed(encoder), dask.delayed(target), dask.delayed(split)
+    parts = [encode(*each, *told) for each in placed]
+    names = [(half, name) for half in ("train", "test") for name in ("X", "y", "rows")]
+    arrays = [member(part, *name) for part in parts for name in names]
+    counts = [dask.delayed(tasks.counts, pure=False)(part) for part in parts]
+    futures = job.client.compute([*counts, *arrays], sync=False)
+    sizes = np.array(job.wait(futures[: len(parts)])).T
+    halves = []
+    for place, n in ((0, sizes[0]), (3, sizes[1])):
+        X, y, rows = (futures[len(parts) + place + column :: len(names)] for column in range(3))
+        halves.append(Half(X, y, rows, n.tolist()))
+    return sizes, halves[0], halves[1]
 
 
-def write_rows(job: Job, prepared: Prepared, half: str, folder: str, columns: Callable[..., Any], *args: Any) -> None:
+def _check_unchanged(job: Job, table: Table) -> None:
+    """Refuse an input that is another than at the first pass: its profile would not be that of its rows."""
+    url = job.spec.input.url
+    now = {file.url: (file.size, file.etag) for file in storage.list_files(url)}
+    for file in table.files:
+        if now.get(file.url) != (file.size, file.etag):
+            raise InputError(f"{file.url}: changed while it was read; run the job again when it is complete")
+
+
+def write_rows(job: Job, half: Half, folder: str, columns: Callable[..., Any], *args: Any) -> None:
     """Write ``columns(X, y, *args) -> dict`` of each partition's rows as Parquet, from the workers.
 
     A first column `row` holds global row numbers. Empty partitions write nothing.
     """
-    chosen = [(part, n) for part, n in zip(prepared.parts, prepared.lengths(half), strict=True) if n]
+    chosen = [arrays for *arrays, n in zip(*half, strict=True) if n]
     names = [f"{folder}/part-{number:05d}.parquet" for number in range(len(chosen))]
     futures = [
-        job.client.submit(_write, part, half, job.artifact_url(name), columns, args, pure=False)
-        for (part, _), name in zip(chosen, names, strict=True)
+        job.client.submit(tasks.write, *arrays, job.artifact_url(name), columns, args, pure=False)
+        for arrays, name in zip(chosen, names, strict=True)
     ]
     for name, (size, sha256) in zip(names, job.wait(futures, unit="files"), strict=True):
         job.add_file(name, size, sha256)
+
+
+def regression_metrics(sums: Sequence[RegressionSums]) -> dict[str, float | int | str]:
+    """R², root mean squared and mean absolute error, of partitions together."""
+    n, squares, absolute, y, y_squares = (float(sum(column)) for column in zip(*sums, strict=True))
+    variation = y_squares - y * y / n
+    return {
+        "r2": 1 - squares / variation if variation > 0 else float(squares == 0),
+        "rmse": math.sqrt(squares / n),
+        "mae": absolute / n,
+    }
 
 
 def _features(url: str, columns: Sequence[str], params: Any, target: str | None) -> tuple[str, ...]:
@@ -237,16 +315,3 @@ def _sorted(values: Any) -> list[str]:
 
 def _example(column: Any) -> str:
     return column.first_text if column.first_text is not None else next(iter(column.values), "")
-
-
-def _sizes(part: Encoded) -> tuple[int, int, int, int]:
-    return len(part.train.y), len(part.test.y), part.n_dropped, part.n_imputed
-
-
-def _member(part: Encoded, half: str, name: str) -> Any:
-    return getattr(getattr(part, half), name)
-
-
-def _write(part: Encoded, half: str, url: str, columns: Callable[..., Any], args: Any) -> tuple[int, str]:
-    chosen = getattr(part, half)
-    return put_table(url, pa.table({"row": chosen.rows, **columns(chosen.X, chosen.y, *args)}))

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from jobs.randomness import uniform
-from jobs.readers.table_profile import numbers, texts
+from jobs.readers.table_profile import numbers, positions, texts
 
 Floats = NDArray[np.float64]
 
@@ -43,8 +43,8 @@ class Target:
         if self.classes is None:
             found = numbers(frame[self.name])
             return np.where(np.isfinite(found), found, np.nan)
-        codes = pd.Categorical(texts(frame[self.name]), categories=list(self.classes)).codes.astype(np.float64)
-        return np.where(codes < 0, np.nan, codes)
+        codes = positions(texts(frame[self.name]), self.classes)
+        return np.where(codes < 0, np.nan, codes.astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Encoder:
         place = len(self.numbers)
         for name, known in self.categories.items():
             shown = list(known[int(self.has_reference) :])
-            codes = pd.Categorical(texts(frame[name]).fillna(MISSING), categories=shown).codes
+            codes = positions(texts(frame[name]).fillna(MISSING), shown)
             is_known = codes >= 0
             matrix[np.flatnonzero(is_known), place + codes[is_known]] = 1.0
             place += len(shown)

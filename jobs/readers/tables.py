@@ -1,7 +1,8 @@
-"""Tables from CSV, TSV and Parquet files as a dask.dataframe, read in partitions on the workers.
+"""Tables from CSV, TSV and Parquet files, cut into parts that workers read.
 
 Text files are read as text: what type a column has is decided over the whole input (see `table_profile`), not by the
-first lines of a file or by each partition for itself. Called by the pipelines on tables.
+first lines of a file or by each partition for itself. Called by the pipelines on tables. Imports little: what a worker
+imports it can't use for data.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ import csv
 import gzip
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -65,15 +65,6 @@ class Table:
     parts: list[Part]
     columns: tuple[str, ...]
 
-    def frame(self, columns: Sequence[str]) -> Any:
-        """Return some of its columns as a dask.dataframe, one partition a part."""
-        head = self.parts[0]
-        if head.format == "parquet":
-            meta = _plain(head.file.url, _parquet_schema(head.file).empty_table().select(list(columns)))
-        else:
-            meta = pd.DataFrame({name: pd.Series(dtype="str") for name in columns})
-        return dd.from_map(read_part, self.parts, columns=tuple(columns), meta=meta, enforce_metadata=False)
-
 
 def open_table(url: str, format: str, blocksize: int) -> Table:
     """List the files of a table and cut them into parts of about `blocksize` bytes.
@@ -115,9 +106,36 @@ def open_table(url: str, format: str, blocksize: int) -> Table:
     return Table(files, parts, columns or ())
 
 
-def read_part(part: Part, columns: Sequence[str]) -> pd.DataFrame:
-    """Read some columns of a part; text files give text, Parquet files their own types. Runs on a worker."""
-    return (_read_parquet if part.format == "parquet" else _read_text)(part, columns)
+def read_part(part: Part, columns: Sequence[str], numbers: Collection[str] = ()) -> pd.DataFrame:
+    """Read some columns of a part as a data frame. Runs on a worker.
+
+    Text files give text, but for `numbers`: columns that are known to hold nothing else. Parquet files give their own
+    types.
+    """
+    # Integers that become floats where one is missing would lose digits there, and be other categories.
+    return read_arrow(part, columns, numbers).to_pandas(ignore_metadata=True, types_mapper=_NULLABLE.get)
+
+
+def read_arrow(part: Part, columns: Sequence[str], numbers: Collection[str] = ()) -> pa.Table:
+    """Read some columns of a part as an Arrow table, as `read_part` does."""
+    if part.format == "parquet":
+        return _read_parquet(part, columns)
+    data = _unpacked_lines(part) if part.file.url.lower().endswith(".gz") else _lines_between(part)
+    if not data.strip():
+        return pa.table({name: pa.array([], pa.string()) for name in columns})
+    if data.count(b'"') % 2:
+        raise InputError(
+            f"{part.file.url}: a quoted field is not closed, or goes over several lines; "
+            "mend the quoting, or raise params.blocksize_mb above the file's size"
+        )
+    if numbers:
+        try:
+            return _parsed(part, data, columns, numbers)
+        except pa.ArrowInvalid:
+            # Arrow takes fewer spellings of a number than pandas, no "+1" for one: whoever asked will convert the text.
+            pass
+    with _mapped(part.file.url):
+        return _parsed(part, data, columns)
 
 
 def _format_of(url: str, files: Sequence[StoredFile]) -> str:
@@ -149,29 +167,19 @@ def _header(url: str, format: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_text(part: Part, columns: Sequence[str]) -> pd.DataFrame:
-    data = _unpacked_lines(part) if part.file.url.lower().endswith(".gz") else _lines_between(part)
-    if not data.strip():
-        return pd.DataFrame({name: pd.Series(dtype="str") for name in columns})
-    if data.count(b'"') % 2:
-        raise InputError(
-            f"{part.file.url}: a quoted field is not closed, or goes over several lines; "
-            "mend the quoting, or raise params.blocksize_mb above the file's size"
-        )
+def _parsed(part: Part, data: bytes, columns: Sequence[str], numbers: Collection[str] = ()) -> pa.Table:
     # Arrow's reader refuses lines with more or fewer fields than the header; pandas' pads and cuts them.
-    with _mapped(part.file.url):
-        table = pa_csv.read_csv(
-            pa.py_buffer(data),
-            read_options=pa_csv.ReadOptions(column_names=list(part.columns), use_threads=False),
-            parse_options=pa_csv.ParseOptions(delimiter=_SEPARATORS[part.format], newlines_in_values=True),
-            convert_options=pa_csv.ConvertOptions(
-                include_columns=list(columns),
-                column_types={name: pa.string() for name in columns},
-                null_values=_MISSING,
-                strings_can_be_null=True,
-            ),
-        )
-    return table.to_pandas()
+    return pa_csv.read_csv(
+        pa.py_buffer(data),
+        read_options=pa_csv.ReadOptions(column_names=list(part.columns), use_threads=False),
+        parse_options=pa_csv.ParseOptions(delimiter=_SEPARATORS[part.format], newlines_in_values=True),
+        convert_options=pa_csv.ConvertOptions(
+            include_columns=list(columns),
+            column_types={name: pa.float64() if name in numbers else pa.string() for name in columns},
+            null_values=_MISSING,
+            strings_can_be_null=True,
+        ),
+    )
 
 
 def _unpacked_lines(part: Part) -> bytes:
@@ -211,14 +219,14 @@ def _cut_parquet(file: StoredFile, blocksize: int) -> list[Part]:
     return parts or [Part(file, "parquet", 0, 0, columns)]
 
 
-def _read_parquet(part: Part, columns: Sequence[str]) -> pd.DataFrame:
+def _read_parquet(part: Part, columns: Sequence[str]) -> pa.Table:
     with storage.open_input(part.file.url) as handle, _mapped(part.file.url):
         table = pq.ParquetFile(handle).read_row_groups(range(part.start, part.stop), columns=list(columns))
     return _plain(part.file.url, table.select(list(columns)))
 
 
-def _plain(url: str, table: pa.Table) -> pd.DataFrame:
-    """Return a table as a frame whose types don't depend on what a partition happens to hold."""
+def _plain(url: str, table: pa.Table) -> pa.Table:
+    """Return a table of numbers, booleans and text alone, as its schema says, whatever a part happens to hold."""
     for place, field in enumerate(table.schema):
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         if pa.types.is_decimal(kind):
@@ -230,13 +238,7 @@ def _plain(url: str, table: pa.Table) -> pd.DataFrame:
                 f"{url}: column {field.name!r} is of type {kind}, neither numbers nor text; put it into params.drop"
             )
         table = table.set_column(place, field.name, table.column(place).cast(kind))
-    # Integers that become floats where one is missing would lose digits there, and be other categories.
-    return table.to_pandas(ignore_metadata=True, types_mapper=_NULLABLE.get)
-
-
-def _parquet_schema(file: StoredFile) -> pa.Schema:
-    with storage.open_input(file.url) as handle, _mapped(file.url):
-        return pq.read_schema(handle)
+    return table
 
 
 @contextmanager

@@ -18,7 +18,12 @@ class TableParams(Params):
     max_categories: int = Field(
         100, ge=2, description="Most distinct values of a column of categories; each becomes a column of 0 and 1."
     )
-    blocksize_mb: float = Field(32, gt=0, description="Size of the partitions in which files are read, MB.")
+    blocksize_mb: float | None = Field(
+        None,
+        gt=0,
+        description="Size of the partitions in which files are read, MB; null: 32, or less where workers are small. "
+        "Changes no result.",
+    )
 
     @model_validator(mode="after")
     def _columns_fit(self) -> Self:

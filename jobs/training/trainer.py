@@ -19,10 +19,10 @@ from distributed import Client, Future, wait
 from torch import Tensor, nn
 
 from jobs.errors import DaskyardError, SpecError, WorkersLostError
-from jobs.job import workers_of
 from jobs.training.collective import CollectiveError, StoreHost, store_address
 from jobs.training.plan import Data, Plan
 from jobs.training.rank import CancelledFitError, Epoch, PeerFailedError, RankResult, Timings, run_rank
+from jobs.workers import workers_of
 
 # How long the other ranks have to tell what really happened, once one of them failed.
 _GRACE_S = 5.0

@@ -20,7 +20,7 @@ import pytest
 from distributed import Client, Event, LocalCluster, Scheduler, Worker, wait
 from distributed.core import rpc
 
-from jobs.job import workers_of
+from jobs.workers import workers_of
 from tests.processes import Processes
 
 pytestmark = pytest.mark.timeout(200)

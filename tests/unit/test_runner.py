@@ -16,11 +16,12 @@ from distributed import Client
 from jobs import runner, storage
 from jobs.artifacts import read_manifest
 from jobs.errors import InputError, OutputError, SpecError, StorageMissingError, WorkersLostError
-from jobs.job import Evaluation, Job, workers_of
+from jobs.job import Evaluation, Job
 from jobs.listener import Listener
 from jobs.report.sections import Note
 from jobs.spec import JobSpec, Params, parse
 from jobs.spec import job as spec_job
+from jobs.workers import workers_of
 
 
 class CountParams(Params):

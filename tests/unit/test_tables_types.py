@@ -13,7 +13,7 @@ import pytest
 
 from jobs.errors import InputError, SpecError
 from jobs.readers.table_encoding import Split, merged_spread, spread
-from jobs.readers.table_profile import check_kind, merged, numbers, profile, texts
+from jobs.readers.table_profile import check_kind, merged, numbers, profile
 from jobs.readers.tables import open_table, read_part
 from jobs.spec import parse
 
@@ -21,10 +21,7 @@ from jobs.spec import parse
 def column(path: Path, content: pa.Array, row_group_size: int = 4) -> pd.Series:
     pq.write_table(pa.table({"a": content}), path, row_group_size=row_group_size)
     table = open_table(str(path), "auto", 1)
-    frame = table.frame(["a"]).compute(scheduler="synchronous")
-    parts = pd.concat([read_part(part, ["a"]) for part in table.parts])
-    assert texts(frame["a"]).fillna("").tolist() == texts(parts["a"]).fillna("").tolist()
-    return parts["a"]
+    return pd.concat([read_part(part, ["a"]) for part in table.parts])["a"]
 
 
 def test_text_and_numbers_stored_as_dictionaries_are_read_as_they_are(tmp_path: Path) -> None:
