@@ -5,16 +5,23 @@ Each function fills an empty folder with files that every side can read.
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import csv
 from scipy import sparse
 
-from jobs import datasets
+from jobs import datasets, storage
 from jobs.estimators.tfidf import TfidfVectorizer
 
 
@@ -71,6 +78,36 @@ def clicks(folder: Path, n: int = 700_000, n_users: int = 30_000, n_items: int =
     sparse.save_npz(folder / "interactions.npz", matrix)
 
 
+def readings(folder: Path | str, n_bytes: float = 4e9) -> None:
+    """Make readings.csv: station, quality (sometimes missing), 20 readings, and a level that follows from some of them.
+
+    `folder` is any storage URL. A million rows are made and written again and again: nothing here grows with the size.
+    """
+    blocks = [_readings(block) for block in range(20)]
+    n_written = 0
+    with fsspec.open(storage.join(str(folder), "readings.csv"), "wb") as file:
+        file.write(blocks[0][: blocks[0].index(b"\n") + 1])
+        bodies = itertools.cycle(block[block.index(b"\n") + 1 :] for block in blocks)
+        while n_written < n_bytes:
+            n_written += file.write(next(bodies))
+
+
+def _readings(block: int, n: int = 50_000, p: int = 20) -> bytes:
+    random = np.random.default_rng([2, block])
+    values = random.normal(size=(n, p)) * 10.0 ** (np.arange(p) % 4)
+    kind = random.choice(4, n, p=[0.6, 0.2, 0.15, 0.05])
+    level = values @ np.sin(np.arange(p)) + kind + random.normal(size=n)
+    columns: dict[str, Any] = {
+        "station": [f"s{number:04d}" for number in random.integers(0, 1000, n)],
+        "quality": pa.array(["good", "fair", "poor", None]).take(pa.array(kind)),
+        **{f"r{place:02d}": column for place, column in enumerate(values.round(4).T)},
+        "level": level.round(4),
+    }
+    buffer = io.BytesIO()
+    csv.write_csv(pa.table(columns), buffer, csv.WriteOptions(quoting_style="none"))
+    return buffer.getvalue()
+
+
 def movielens(folder: Path) -> None:
     """Read ML-100K: every rating counts as one interaction; a fifth of each user's is kept back as `relevant.npz`."""
     users, items, _, shape = _movielens()
@@ -104,3 +141,9 @@ def _frame(name: str, file: str) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         datasets.fetch(name, folder)
         return pd.read_parquet(Path(folder) / file)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m benchmarks.data URL BYTES   makes URL/readings.csv")
+    readings(sys.argv[1], float(sys.argv[2]))

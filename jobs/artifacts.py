@@ -48,6 +48,16 @@ class StageRecord(_Record):
     seconds: float
 
 
+class WorkerRecord(_Record):
+    """A worker that was there at the end: bytes it may take, took at most, wrote to its disk and read back."""
+
+    address: str
+    limit: int
+    peak: int
+    n_written: int
+    n_read: int
+
+
 class Manifest(_Record):
     """What a committed run is: the only thing a reader has to trust."""
 
@@ -59,6 +69,7 @@ class Manifest(_Record):
     metrics: dict[str, float | int | str]
     n_rows: int
     n_workers: int
+    workers: list[WorkerRecord] = []
     seed: int
     seconds: float
     started_at: datetime

@@ -8,38 +8,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dask
+from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
 
 from jobs.errors import DaskyardError, SpecError, WorkersLostError
 
 SCHEDULER_TIMEOUT_S = 60
 WORKERS_TIMEOUT_S = 300
+# A worker that has imported what a job needs, and nothing else, takes about half of it.
+LEAST_MEMORY = 384 << 20
 # A job whose workers are all gone ends with an error after this time instead of waiting for ever.
 _LOCAL = {"distributed.scheduler.no-workers-timeout": "60s", "distributed.scheduler.allowed-failures": 2}
 
 
 @contextmanager
-def connected(n_workers: int | None = None) -> Iterator[Client]:
+def connected(n_workers: int | None = None, memory: str | None = None) -> Iterator[Client]:
     """Yield a client of a cluster that has at least one worker.
 
     Parameters
     ----------
     n_workers : int, optional
         Worker processes of the local cluster, of one thread each; by default one a core.
+    memory : str, optional
+        What each of them may take, such as ``512MiB``; by default they share the machine's. What does not fit goes to
+        the disk.
 
     Raises
     ------
     SpecError
-        When `n_workers` is given although a running cluster is named.
+        When `n_workers` or `memory` is given although a running cluster is named, or `memory` is no size.
     WorkersLostError
         When the scheduler or its workers cannot be reached in time.
     """
     address = dask.config.get("scheduler-address", None)
     if address:
-        if n_workers is not None:
-            raise SpecError(
-                "--workers: the cluster that DASK_SCHEDULER_ADDRESS names has its own; leave one of them out"
-            )
+        for option, value in (("--workers", n_workers), ("--memory", memory)):
+            if value is not None:
+                raise SpecError(
+                    f"{option}: the cluster that DASK_SCHEDULER_ADDRESS names has its own; leave one of them out"
+                )
         with _client(address) as client:
             yield client
         return
@@ -47,14 +54,29 @@ def connected(n_workers: int | None = None) -> Iterator[Client]:
     for name in ("distributed.nanny", "distributed.sizeof"):
         logging.getLogger(name).setLevel(logging.ERROR)
     n_workers = n_workers or len(os.sched_getaffinity(0))
+    limit = "auto" if memory is None else _bytes(memory)
     with (
         dask.config.set(_LOCAL),
         LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+            n_workers=n_workers,
+            threads_per_worker=1,
+            memory_limit=limit,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
         ) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+def _bytes(memory: str) -> int:
+    try:
+        n_bytes = int(parse_bytes(memory))
+    except ValueError:
+        n_bytes = 0
+    if n_bytes < LEAST_MEMORY:
+        raise SpecError(f"--memory {memory}: not a size of {LEAST_MEMORY >> 20} MiB or more; write for example 2GiB")
+    return n_bytes
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from jobs.cluster import connected
 from jobs.errors import DaskyardError, OutputError, SpecError, StoppedError, StorageError, StorageMissingError
 from jobs.job import Evaluation, Job, Pipeline, workers_lost
 from jobs.listener import Listener
+from jobs.memory_watch import MemoryWatch
 from jobs.report import html
 from jobs.spec import JobSpec, parse
 
@@ -45,6 +46,7 @@ def run(
     spec: JobSpec,
     *,
     n_workers: int | None = None,
+    memory: str | None = None,
     listener: Listener | None = None,
     client: Client | None = None,
 ) -> RunResult:
@@ -54,7 +56,7 @@ def run(
     ----------
     spec : JobSpec
         The job.
-    n_workers : int, optional
+    n_workers, memory : int, str, optional
         Size of the local cluster; see `jobs.cluster.connected`.
     listener : Listener, optional
         Who is told of stages and progress.
@@ -78,7 +80,7 @@ def run(
     try:
         with ExitStack() as stack:
             if client is None:
-                client = stack.enter_context(connected(n_workers))
+                client = stack.enter_context(connected(n_workers, memory))
                 listener.message(f"dashboard: {client.dashboard_link}")
             manifest = _attempted(spec, client, attempt, listener)
         standing = attempt.commit(manifest)
@@ -112,6 +114,7 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
     started_at = datetime.now(UTC)
     # The job needs somewhere to write: hear that it may not now, rather than after an hour of training.
     job.write_json("spec.json", spec.model_dump(mode="json"))
+    watch = MemoryWatch(client)
     with tempfile.TemporaryDirectory(prefix="daskyard-") as folder:
         dask_report = Path(folder) / "dask-report.html"
         report = performance_report(filename=str(dask_report), mode="inline")
@@ -120,6 +123,7 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
         # No `with`: a run that failed needs no report, and to ask a scheduler that is gone for one takes half a minute.
         report.__exit__(None, None, None)
         job.write_bytes("dask-report.html", dask_report.read_bytes())
+    workers = watch.end()
     ended_at = datetime.now(UTC)
     manifest = Manifest(
         run_id=spec.name,
@@ -130,6 +134,7 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
         metrics=dict(evaluation.metrics),
         n_rows=job.n_rows,
         n_workers=job.n_workers,
+        workers=workers,
         seed=spec.params.seed,
         seconds=(ended_at - started_at).total_seconds(),
         started_at=started_at,
@@ -142,7 +147,7 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
         versions={"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
-    job.write_bytes("report.html", html.render(manifest, evaluation.sections).encode())
+    job.write_bytes("report.html", html.render(manifest, [*evaluation.sections, *watch.sections()]).encode())
     return manifest.model_copy(update={"files": attempt.files, "committed_at": datetime.now(UTC)})
 
 

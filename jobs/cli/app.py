@@ -42,6 +42,10 @@ Sets = Annotated[
 ]
 RunId = Annotated[str | None, typer.Option("--run-id", metavar="ID", help="Name of the run's folder.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help="Workers of the local cluster.")]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="Memory of each local worker, e.g. 2GiB; the rest goes to disk."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Retries = Annotated[
@@ -122,6 +126,7 @@ def run(
     file: File,
     sets: Sets = None,
     workers: Workers = None,
+    memory: Memory = None,
     run_id: RunId = None,
     n_retries: Retries = 0,
     as_json: Json = False,
@@ -134,7 +139,7 @@ def run(
     with watching(Console(stderr=True)) as listener:
 
         def attempt() -> runner.RunResult:
-            return runner.run(job, n_workers=workers, listener=listener)
+            return runner.run(job, n_workers=workers, memory=memory, listener=listener)
 
         result = retries.with_retries(attempt, n_retries, listener)
     if as_json:

@@ -70,8 +70,7 @@ class Prepared:
 def load(job: Job, target: str | None = None) -> Loaded:
     """Find the columns that the params name, and profile them on the workers."""
     params, url = job.params, job.spec.input.url
-    if job.spec.input.test_url is not None:
-        raise SpecError(f"input.test_url: {job.spec.pipeline} reads one table; remove test_url")
+    refuse_test_set(job)
     table = open_table(url, job.spec.input.format, blocksize(job))
     job.record_input(table.files)
     features = _features(url, table.columns, params, target)
@@ -91,6 +90,12 @@ def load(job: Job, target: str | None = None) -> Loaded:
         if name != target and column.n_missing == found.n_rows:
             raise InputError(f"{url}: column {name!r} has no values; put it into params.drop")
     return Loaded(table, features, partitions, found)
+
+
+def refuse_test_set(job: Job) -> None:
+    """Raise a SpecError where the input has a test set."""
+    if job.spec.input.test_url is not None:
+        raise SpecError(f"input.test_url: {job.spec.pipeline} reads one table; remove test_url")
 
 
 def blocksize(job: Job) -> int:
@@ -265,16 +270,21 @@ def regression_metrics(sums: Sequence[RegressionSums]) -> dict[str, float | int 
     }
 
 
-def _features(url: str, columns: Sequence[str], params: Any, target: str | None) -> tuple[str, ...]:
-    named = [("params.target", target)] if target else []
-    for key in ("features", "drop", "categorical"):
-        named += [(f"params.{key}", name) for name in getattr(params, key) or ()]
+def check_names(url: str, columns: Sequence[str], named: Sequence[tuple[str, str]]) -> None:
+    """Raise an InputError where a param (key, name) names a column that is not there."""
     for key, name in named:
         if name not in columns:
             close = difflib.get_close_matches(name, columns, n=3) or list(columns[:5])
             raise InputError(
                 f"{url}: no column {name!r} among {len(columns)} such as {', '.join(map(repr, close))}; correct {key}"
             )
+
+
+def _features(url: str, columns: Sequence[str], params: Any, target: str | None) -> tuple[str, ...]:
+    named = [("params.target", target)] if target else []
+    for key in ("features", "drop", "categorical"):
+        named += [(f"params.{key}", name) for name in getattr(params, key) or ()]
+    check_names(url, columns, named)
     chosen = params.features if params.features is not None else columns
     features = tuple(name for name in chosen if name != target and name not in params.drop)
     if not features:

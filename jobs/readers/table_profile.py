@@ -59,7 +59,7 @@ def numbers(column: pd.Series) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return a column as float64; what is missing or no number is NaN."""
     if pd.api.types.is_numeric_dtype(column.dtype) or not isinstance(column.dtype, pd.StringDtype):
         return pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    text = pa.array(column, pa.string())
+    text = _arrow(column)
     try:
         # A fourteenth of the time that pandas takes, which knows more spellings: "+1", and text for NaN.
         return np.asarray(pc.cast(text, pa.float64()).to_numpy(zero_copy_only=False))
@@ -80,7 +80,7 @@ def texts(column: pd.Series) -> pd.Series:
 
 def positions(text: pd.Series, values: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return where each text of a column stands among the values; -1 where it does not, or is missing."""
-    found = pc.index_in(pa.array(text, pa.string()), pa.array(values, pa.string()))
+    found = pc.index_in(_arrow(text), pa.array(values, pa.string()))
     return np.asarray(found.fill_null(-1).to_numpy(), dtype=np.int64)
 
 
@@ -116,6 +116,11 @@ def _profile(column: pd.Series, max_values: int, is_valued: bool) -> ColumnProfi
         first_text=first,
         values=_values(column, max_values) if is_valued or is_text.any() else Counter(),
     )
+
+
+def _arrow(text: pd.Series) -> pa.Array:
+    found = pa.array(text, pa.string())
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
 def _is_text(column: pd.Series) -> bool:

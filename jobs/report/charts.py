@@ -26,6 +26,8 @@ _STYLE = {
 }
 # Above this, the numbers in a matrix's cells would be unreadable.
 _MAX_CELLS_WITH_NUMBERS = 12
+# More points are a line of their own.
+_MOST_MARKERS = 60
 
 
 def curves(section: Curves) -> str:
@@ -33,7 +35,8 @@ def curves(section: Curves) -> str:
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(7.0, 3.2)
         for name, points in section.series.items():
-            axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=3, label=name)
+            marker = "o" if len(points) <= _MOST_MARKERS else ""
+            axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, markersize=3, label=name)
         axes.set_xlabel(section.x_label)
         axes.set_ylabel(section.y_label)
         axes.grid(alpha=0.25)

@@ -17,6 +17,7 @@ from pydantic import Field, SerializeAsAny, TypeAdapter, ValidationError, Valida
 
 from jobs.errors import SpecError
 from jobs.spec.base import Input, Params, StrictModel
+from jobs.spec.group_by import GroupByParams
 from jobs.spec.image_classification import ImageClassificationParams
 from jobs.spec.kmeans import KMeansParams
 from jobs.spec.linear_regression import LinearRegressionParams
@@ -25,6 +26,7 @@ from jobs.spec.recommender import RecommenderParams
 from jobs.spec.text_mining import TextMiningParams
 
 PIPELINES: dict[str, type[Params]] = {
+    "group_by": GroupByParams,
     "image_classification": ImageClassificationParams,
     "kmeans": KMeansParams,
     "linear_regression": LinearRegressionParams,

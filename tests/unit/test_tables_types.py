@@ -13,7 +13,7 @@ import pytest
 
 from jobs.errors import InputError, SpecError
 from jobs.readers.table_encoding import Split, merged_spread, spread
-from jobs.readers.table_profile import check_kind, merged, numbers, profile
+from jobs.readers.table_profile import check_kind, merged, numbers, positions, profile
 from jobs.readers.tables import open_table, read_part
 from jobs.spec import parse
 
@@ -89,3 +89,16 @@ def test_columns_that_contradict_each_other_are_refused(params: dict[str, object
     document = {"pipeline": "neural_network", "input": "t.csv", "output": "runs", "params": {"target": "y", **params}}
     with pytest.raises(SpecError, match=message):
         parse(document)
+
+
+def test_numbers_are_those_of_pandas_whatever_the_spelling_and_the_chunks() -> None:
+    spelled = [" 1", "+2", "3e5", "inf", "-7.25", "0.1", None, "1_0", "x", "0.30000000000000004", ""]
+    for values in (spelled, [v for v in spelled if v and v[-1].isdigit() and "_" not in v], ["x", None], []):
+        column = pd.concat([pd.Series(values, dtype="str")] * 2, ignore_index=True)
+        oracle = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(float)
+        np.testing.assert_array_equal(numbers(column), oracle)
+
+
+def test_text_has_its_position_among_the_values() -> None:
+    column = pd.Series(["b", None, "a", "c"] * 2, dtype="str")
+    assert positions(column, ["a", "b"]).tolist() == [1, -1, 0, -1] * 2
