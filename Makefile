@@ -16,7 +16,7 @@ help:  ## List the targets.
 include kubernetes.mk
 
 .PHONY: demo
-demo: $(BIN)/ready  ## Run all six pipelines on real data through a local S3 server and print a table of results.
+demo: $(BIN)/ready  ## Run all seven pipelines on real data through a local S3 server and print a table of results.
 	@$(BIN)/daskyard demo
 
 .PHONY: test

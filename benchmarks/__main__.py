@@ -54,7 +54,7 @@ def _measured(case: Case) -> dict[str, Any]:
         folder = Path(name)
         case.data(folder)
         with (
-            Side("ours", case.work, folder, case.settings, 1) as us,
+            Side(case.ours, case.work, folder, case.settings, 1) as us,
             Side(case.peer, case.work, folder, case.peer_settings, case.peer_threads) as them,
         ):
             times: list[tuple[float, float]] = []
@@ -70,8 +70,8 @@ def _measured(case: Case) -> dict[str, Any]:
         if case.unit == "MB/s":
             size = (folder / "documents.json").stat().st_size / 1e6
             values = [(size / a, size / b) for a, b in times]
-        elif case.unit == "RMSE":
-            values = [(float(ours["rmse"]), float(theirs["rmse"]))]
+        elif case.found:
+            values = [(float(ours[case.found]), float(theirs[case.found]))]
         else:
             values = times
     more = {

@@ -98,6 +98,28 @@ def as_good_lists(ours: Found, theirs: Found, folder: Path) -> Agreement:
     return Agreement(factors.holds and first >= 0.444, f"nDCG@10 {first:.4f}, theirs {second:.4f}; {factors.seen}")
 
 
+def same_groups(ours: Found, theirs: Found, folder: Path) -> Agreement:
+    """Every value of every group to 1e-9 of the column's largest, and no worker lost on our side."""
+    scale = np.nanmax(np.abs(theirs["groups"]), axis=0)
+    gap = float(np.nanmax(np.abs(ours["groups"] - theirs["groups"]) / scale))
+    what = f"{len(ours['groups']):,} groups, values differ by {gap:.1e} of the largest"
+    return Agreement(gap <= 1e-9 and not ours["n_lost"], f"{what}; {_costs(ours, theirs)}")
+
+
+def same_coefficients(ours: Found, theirs: Found, folder: Path) -> Agreement:
+    """Coefficients to 0.005: ours are fitted on four fifths of the rows; and no worker lost on our side."""
+    gap = float(np.abs(ours["coef"] - theirs["coef"]).max())
+    return Agreement(gap <= 0.005 and not ours["n_lost"], f"coefficients differ by {gap:.1e}; {_costs(ours, theirs)}")
+
+
+def _costs(ours: Found, theirs: Found) -> str:
+    lost = [f"{int(side['n_lost'])} workers lost" for side in (ours, theirs)]
+    return (
+        f"{float(ours['seconds']):.0f} s, {lost[0]}, {float(ours['spilled']):,.0f} MiB to disk; "
+        f"theirs {float(theirs['seconds']):.0f} s, {lost[1]}"
+    )
+
+
 def nothing_more(ours: Found, theirs: Found, folder: Path) -> Agreement:
     """Where the value that is compared is itself what was found."""
     return Agreement(True, "each model its own, on the same folds")

@@ -37,8 +37,10 @@ class Case:
         Times that each side does it, alternating.
     peer_threads : int
         Of BLAS and OpenMP in the peer's process; we have one in each of two workers.
-    unit : {"s", "MB/s", "RMSE"}
-        What is compared; the last is no time but a result, and its bar is for our value itself.
+    unit : {"s", "MB/s", "RMSE", "MiB"}
+        What is compared; the last two are no times but results, and their bar is for our value itself.
+    ours : str
+        The module of our side.
     """
 
     name: str
@@ -53,15 +55,21 @@ class Case:
     n: int = 5
     peer_threads: int = 2
     unit: str = "s"
+    ours: str = "ours"
 
     @property
     def is_higher_better(self) -> bool:
         """Whether the bar is the least that will do."""
         return self.unit == "MB/s"
 
+    @property
+    def found(self) -> str | None:
+        """Name of what both sides found that is compared, where that is no time."""
+        return {"RMSE": "rmse", "MiB": "peak"}.get(self.unit)
+
     def clears(self, ours: float, ratio: float) -> bool:
         """Return whether the bar is cleared by our value, or by its ratio to theirs."""
-        if self.unit == "RMSE":
+        if self.found:
             return ours <= self.bar
         return ratio >= self.bar if self.is_higher_better else ratio <= self.bar
 
@@ -218,5 +226,31 @@ CASES = (
         agreement.nothing_more,
         n=1,
         unit="RMSE",
+    ),
+    Case(
+        "group_by_4gb",
+        "group-by of 4 GB of CSV, two workers of 512 MiB: peak of a worker",
+        data.readings,
+        "dask_dataframe",
+        "group_by",
+        512,
+        agreement.same_groups,
+        n=1,
+        peer_threads=1,
+        unit="MiB",
+        ours="ours_out_of_core",
+    ),
+    Case(
+        "linear_regression_4gb",
+        "linear regression on 4 GB of CSV, two workers of 512 MiB: peak of a worker",
+        data.readings,
+        "dask_dataframe",
+        "linear_regression",
+        512,
+        agreement.same_coefficients,
+        n=1,
+        peer_threads=1,
+        unit="MiB",
+        ours="ours_out_of_core",
     ),
 )

@@ -103,7 +103,7 @@ class Side:
 
 def _python(module: str) -> str:
     """Return the interpreter of a side's environment, which is made where it does not exist."""
-    if module == "ours":
+    if module.startswith("ours"):
         return sys.executable
     if module == "spark" and shutil.which("java") is None:
         raise NotAvailableError("Spark needs Java 17 or later, for instance Debian's openjdk-17-jre-headless")

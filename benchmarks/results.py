@@ -84,7 +84,7 @@ def page(results: Sequence[Mapping[str, Any]], findings: str) -> str:
     lines = [_HEAD.rstrip("\n")]
     for each in results:
         bar = f"{'≥' if each['unit'] == 'MB/s' else '≤'} {each['bar']:g}"
-        if each["unit"] == "RMSE":
+        if each["unit"] in ("RMSE", "MiB"):
             bar += " (ours)"
         low, high = each["spread"]
         cells = [

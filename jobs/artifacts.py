@@ -58,6 +58,34 @@ class WorkerRecord(_Record):
     n_read: int
 
 
+class TrialRecord(_Record):
+    """A trial of a search: its rung and its candidate's number, what it got, what it reached, or why it failed."""
+
+    rung: int
+    number: int
+    params: dict[str, Any]
+    resource: float
+    metric: str
+    value: float | None
+    metrics: dict[str, float]
+    seconds: float
+    error: str | None
+
+
+class TuningRecord(_Record):
+    """A search over params: the metric it went by, the params that were taken, what they reached on validation rows.
+
+    `n_reused` trials had been made by an earlier try at the run.
+    """
+
+    metric: str
+    is_more_better: bool
+    params: dict[str, Any]
+    value: float
+    n_reused: int
+    trials: list[TrialRecord]
+
+
 class Manifest(_Record):
     """What a committed run is: the only thing a reader has to trust."""
 
@@ -70,6 +98,8 @@ class Manifest(_Record):
     n_rows: int
     n_workers: int
     workers: list[WorkerRecord] = []
+    n_workers_gone: int = 0
+    tuning: TuningRecord | None = None
     seed: int
     seconds: float
     started_at: datetime

@@ -46,6 +46,7 @@ CASES = (
     (Case("california.yaml", "california-housing"),),
     (Case("bio_kmeans.yaml", "bio"),),
     (Case("adult_mlp.yaml", "adult"),),
+    (Case("adult_groups.yaml", "adult"),),
 )
 
 

@@ -22,6 +22,7 @@ from jobs.errors import WorkersLostError
 from jobs.listener import Listener
 from jobs.report.sections import Section
 from jobs.spec import JobSpec
+from jobs.trial import Trial
 from jobs.workers import workers_of
 
 T = TypeVar("T")
@@ -56,10 +57,14 @@ class Pipeline(Protocol):
 
 
 class Job:
-    """One attempt at a job, as its pipeline sees it."""
+    """One attempt at a job, as its pipeline sees it; with a `trial`, one of a search, which touches no test rows."""
 
-    def __init__(self, spec: JobSpec, client: Client, attempt: Attempt, listener: Listener) -> None:
+    def __init__(
+        self, spec: JobSpec, client: Client, attempt: Attempt, listener: Listener, trial: Trial | None = None
+    ) -> None:
         self.spec = spec
+        self.trial = trial
+        self.prepared_in = storage.join(spec.output, "_prepared")
         self.params: Any = spec.params
         self.client = client
         self.attempt = attempt
@@ -134,7 +139,7 @@ class Job:
 
     def prepared_url(self, key: str) -> str:
         """Folder for prepared data that later runs with the same `key` can use again."""
-        return storage.join(self.spec.output, "_prepared", key)
+        return storage.join(self.prepared_in, key)
 
     def artifact_url(self, name: str) -> str:
         """Where a worker writes the file `name` of this attempt; register it with `add_file`."""

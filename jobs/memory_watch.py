@@ -11,7 +11,7 @@ from typing import Any
 from distributed import Client
 
 from jobs.artifacts import WorkerRecord
-from jobs.report.sections import Curves, Section, Table
+from jobs.report.sections import Curves, Note, Section, Table
 from jobs.workers import begin_memory, end_memory
 
 _EVERY_S = 0.5
@@ -28,6 +28,11 @@ class MemoryWatch:
     Parameters
     ----------
     client : distributed.Client
+
+    Attributes
+    ----------
+    n_gone : int
+        Workers that were there at the begin and not at the end: told to leave, lost, or restarted for want of memory.
     """
 
     def __init__(self, client: Client) -> None:
@@ -41,6 +46,7 @@ class MemoryWatch:
         }
         self._samples: dict[str, Sequence[Any]] = {}
         self._workers: list[WorkerRecord] = []
+        self.n_gone = 0
 
     def end(self) -> list[WorkerRecord]:
         """Stop watching; return what is known of each worker that is still there, those that took most first."""
@@ -48,6 +54,7 @@ class MemoryWatch:
         self._samples = {name: self._client.sync(stop, key=key) for name, key in self._keys.items()}
         found = end_memory(self._client, self._begun)
         records = [WorkerRecord(address=address, **memory._asdict()) for address, memory in found.items()]
+        self.n_gone = len(self._begun.keys() - found.keys())
         self._workers = sorted(records, key=lambda worker: (-worker.peak, worker.address))
         return self._workers
 
@@ -59,6 +66,11 @@ class MemoryWatch:
         ]
         columns = ["worker", "limit, MiB", "peak, MiB", "written to disk, MiB", "read back, MiB"]
         sections: list[Section] = [Table("Memory of the workers", columns, rows)]
+        if self.n_gone:
+            text = (
+                f"{self.n_gone} workers that were there at the begin had gone at the end; their figures went with them."
+            )
+            sections.append(Note("Workers that left", text))
         series = {name: _thinned(samples) for name, samples in self._samples.items()}
         if all(len(points) > 1 for points in series.values()):
             sections.append(Curves("Memory of all workers", "seconds since the start", "MiB", series))

@@ -19,7 +19,7 @@ from distributed import Client, performance_report
 
 import jobs
 from jobs import storage
-from jobs.artifacts import Attempt, Manifest, read_manifest
+from jobs.artifacts import Attempt, Manifest, TuningRecord, read_manifest
 from jobs.cluster import connected
 from jobs.errors import DaskyardError, OutputError, SpecError, StoppedError, StorageError, StorageMissingError
 from jobs.job import Evaluation, Job, Pipeline, workers_lost
@@ -27,6 +27,8 @@ from jobs.listener import Listener
 from jobs.memory_watch import MemoryWatch
 from jobs.report import html
 from jobs.spec import JobSpec, parse
+from jobs.tuning.report import tuning_sections
+from jobs.tuning.trials import remove_records, tuned
 
 STAGES = ("load", "prepare", "fit", "evaluate", "write")
 T = TypeVar("T")
@@ -84,6 +86,8 @@ def run(
                 listener.message(f"dashboard: {client.dashboard_link}")
             manifest = _attempted(spec, client, attempt, listener)
         standing = attempt.commit(manifest)
+        if spec.tune is not None:
+            remove_records(run_url)
     except BaseException as error:
         _discard(attempt, error)
         # A racing run that won sweeps our files away under us: then its result is the result.
@@ -112,6 +116,7 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
     """Run the stages and write every file of the attempt; return the manifest, not yet committed."""
     job = Job(spec, client, attempt, listener)
     started_at = datetime.now(UTC)
+    tuning: TuningRecord | None = None
     # The job needs somewhere to write: hear that it may not now, rather than after an hour of training.
     job.write_json("spec.json", spec.model_dump(mode="json"))
     watch = MemoryWatch(client)
@@ -119,6 +124,10 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
         dask_report = Path(folder) / "dask-report.html"
         report = performance_report(filename=str(dask_report), mode="inline")
         report.__enter__()
+        if spec.tune is not None:
+            with job.stage("tune", 0, len(STAGES) + 1):
+                best, tuning = tuned(spec, client, attempt.run_url, listener)
+            job.spec, job.params = best, best.params
         evaluation = _staged(importlib.import_module(f"jobs.pipelines.{spec.pipeline}"), job)
         # No `with`: a run that failed needs no report, and to ask a scheduler that is gone for one takes half a minute.
         report.__exit__(None, None, None)
@@ -131,10 +140,12 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
         spec=spec.model_dump(mode="json"),
         attempt=attempt.id,
         headline=evaluation.headline,
-        metrics=dict(evaluation.metrics),
+        metrics={**evaluation.metrics, **({"tuning_best": tuning.value} if tuning else {})},
+        tuning=tuning,
         n_rows=job.n_rows,
         n_workers=job.n_workers,
         workers=workers,
+        n_workers_gone=watch.n_gone,
         seed=spec.params.seed,
         seconds=(ended_at - started_at).total_seconds(),
         started_at=started_at,
@@ -147,21 +158,25 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
         versions={"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
-    job.write_bytes("report.html", html.render(manifest, [*evaluation.sections, *watch.sections()]).encode())
+    job.write_bytes(
+        "report.html",
+        html.render(manifest, [*evaluation.sections, *tuning_sections(tuning), *watch.sections()]).encode(),
+    )
     return manifest.model_copy(update={"files": attempt.files, "committed_at": datetime.now(UTC)})
 
 
 def _staged(pipeline: Pipeline, job: Job) -> Evaluation:
-    loaded = _stage(job, 0, lambda: pipeline.load(job))
-    prepared = _stage(job, 1, lambda: pipeline.prepare(job, loaded))
-    model = _stage(job, 2, lambda: pipeline.fit(job, prepared))
-    evaluation: Evaluation = _stage(job, 3, lambda: pipeline.evaluate(job, prepared, model))
-    _stage(job, 4, lambda: pipeline.write(job, prepared, model, evaluation))
+    loaded = _stage(job, "load", lambda: pipeline.load(job))
+    prepared = _stage(job, "prepare", lambda: pipeline.prepare(job, loaded))
+    model = _stage(job, "fit", lambda: pipeline.fit(job, prepared))
+    evaluation: Evaluation = _stage(job, "evaluate", lambda: pipeline.evaluate(job, prepared, model))
+    _stage(job, "write", lambda: pipeline.write(job, prepared, model, evaluation))
     return evaluation
 
 
-def _stage(job: Job, index: int, function: Callable[[], T]) -> T:
-    with job.stage(STAGES[index], index, len(STAGES)):
+def _stage(job: Job, name: str, function: Callable[[], T]) -> T:
+    n_before = len(job.stages) - STAGES.index(name)
+    with job.stage(name, len(job.stages), len(STAGES) + n_before):
         return function()
 
 

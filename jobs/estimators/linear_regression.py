@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from jobs.estimators.blocks import add, runner
 from jobs.estimators.inputs import Blocks, checked_blocks, map_rows
-from jobs.estimators.moments import Moments, merged, moments
+from jobs.estimators.moments import Moments, merged, moments, residual_products
 
 # Above this condition number of the scaled products, the first solution is corrected by its own residuals.
 REFINE_ABOVE = 1e4
@@ -137,20 +137,6 @@ class _Scaled:
         """Return the (pseudo-)inverse of S."""
         inverse = (self._vectors * self._inverse_values) @ self._vectors.T
         return np.asarray(inverse * self._scale[:, None] * self._scale)
-
-
-def residual_products(
-    rows: NDArray[np.floating],
-    target: NDArray[np.floating],
-    weights: NDArray[np.floating] | None,
-    coef: NDArray[np.float64],
-    centre: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], float]:
-    """Xᵀ W r (p,) and rᵀ W r of the residuals r of a block, on centred columns."""
-    centred = np.asarray(rows, dtype=np.float64) - centre[:-1]
-    residuals = (target - centre[-1]) - centred @ coef
-    weighted = residuals if weights is None else residuals * weights
-    return weighted @ centred, float(weighted @ residuals)
 
 
 def centred_products(model: Any, blocks: Blocks) -> tuple[Moments, NDArray[np.float64], NDArray[np.float64]]:

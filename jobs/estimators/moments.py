@@ -96,3 +96,17 @@ def merged(a: Moments, b: Moments) -> Moments:
         means = a.means + gap * (b.weight / weight)
         products = a.products + b.products + spread * (a.weight * b.weight / weight)
     return Moments(a.n + b.n, weight, means, products)
+
+
+def residual_products(
+    rows: NDArray[np.floating],
+    target: NDArray[np.floating],
+    weights: NDArray[np.floating] | None,
+    coef: NDArray[np.float64],
+    centre: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], float]:
+    """Return Xᵀ W r (p,) and rᵀ W r of the residuals r of a block, on centred columns."""
+    centred = np.asarray(rows, dtype=np.float64) - centre[:-1]
+    residuals = (target - centre[-1]) - centred @ coef
+    weighted = residuals if weights is None else residuals * weights
+    return weighted @ centred, float(weighted @ residuals)

@@ -15,8 +15,8 @@ from jobs.estimators.linear_regression import (
     REFINE_ABOVE,
     centred_products,
     line_of,
-    residual_products,
 )
+from jobs.estimators.moments import residual_products
 
 
 class Ridge(RegressorMixin, BaseEstimator):

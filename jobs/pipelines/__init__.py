@@ -1,1 +1,1 @@
-"""The six pipelines, one file each: load, prepare, fit, evaluate, write."""
+"""The pipelines, one file each: load, prepare, fit, evaluate, write."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from jobs.readers import images as readers
 from jobs.training.collective import pick_device
 from jobs.training.convnet import ConvNet, ConvNetConfig, hashed, predict, whitening_filters
 from jobs.training.shards import ShardInfo, Shards, write_shard
+from jobs.trial import Trial, roles
 
 # Salt of the hash that sets test images aside; augmentation uses 0 and 1 + epoch.
 _SPLIT_SALT = 2**32 - 1
@@ -67,12 +69,18 @@ class BlockScore:
 
 
 def prepare_part(
-    index: int, scan: readers.Scan, train_url: str, test_url: str, test_fraction: float | None, seed: int
+    index: int,
+    scan: readers.Scan,
+    train_url: str,
+    test_url: str,
+    test_fraction: float | None,
+    seed: int,
+    trial: Trial | None = None,
 ) -> PreparedPart:
     """Decode a part and write its shards.
 
     `test_fraction` is set where the input has no test set: an image is set aside by a hash of the seed and its number,
-    whatever the parts.
+    whatever the parts. In a trial the second shard has the images to measure on, and no test image is in either.
     """
     part = scan.parts[index]
     decoded = readers.decode(scan, index)
@@ -80,15 +88,20 @@ def prepare_part(
         is_test = np.full(len(decoded.labels), part.split == "test")
     else:
         is_test = hashed(seed, _SPLIT_SALT, decoded.numbers) < np.uint64(test_fraction * 2**64)
+    is_train, is_measured = roles(is_test, seed, decoded.numbers, trial)
     shards: list[ShardInfo | None] = []
     counts = []
-    for url, chosen in ((train_url, ~is_test), (test_url, is_test)):
-        rows = {"images": decoded.images[chosen], "labels": decoded.labels[chosen], "numbers": decoded.numbers[chosen]}
+    for url, chosen in ((train_url, is_train), (test_url, is_measured)):
+        rows: dict[str, NDArray[Any]] = {
+            "images": decoded.images[chosen],
+            "labels": decoded.labels[chosen],
+            "numbers": decoded.numbers[chosen],
+        }
         counts.append(tuple(np.bincount(rows["labels"], minlength=len(scan.classes)).tolist()))
         shards.append(write_shard(storage.join(url, f"{index:05d}.raw"), rows) if chosen.any() else None)
     # Sums of integers are exact, so mean and deviation don't depend on the parts.
     n_of_value = [
-        np.bincount(decoded.images[~is_test, :, :, channel].ravel(), minlength=256) for channel in range(scan.shape[2])
+        np.bincount(decoded.images[is_train, :, :, channel].ravel(), minlength=256) for channel in range(scan.shape[2])
     ]
     values = np.arange(256)
     return PreparedPart(

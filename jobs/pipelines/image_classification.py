@@ -86,7 +86,9 @@ def load(job: Job) -> Loaded:
     for fingerprint, files in job.map(_summary, listings, unit="folders"):
         fingerprints.append(fingerprint)
         job.record_input(files)
-    what = [fingerprints, job.spec.input.format, params.image_size, params.test_fraction, params.seed]
+    what: list[Any] = [fingerprints, job.spec.input.format, params.image_size, params.test_fraction, params.seed]
+    if job.trial is not None:
+        what.append(asdict(job.trial))
     key = "images-" + hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
     return Loaded(listings[0], listings[1] if len(listings) > 1 else None, job.prepared_url(key))
 
@@ -123,7 +125,7 @@ def _decode(job: Job, loaded: Loaded, train_url: str, test_url: str) -> None:
         [(n_parts, facts)] = job.map(_facts, [scan], unit="scans")
         test_fraction = None if facts["has_test_set"] else job.params.test_fraction
         done: list[PreparedPart] = job.map(
-            prepare_part, range(n_parts), scan, train_url, test_url, test_fraction, job.params.seed
+            prepare_part, range(n_parts), scan, train_url, test_url, test_fraction, job.params.seed, job.trial
         )
     finally:
         storage.remove_tree(scratch)

@@ -97,7 +97,7 @@ def prepare(job: Job, loaded: Loaded) -> Prepared:
     n_threads = sum(job.client.nthreads().values())
     n_blocks = min(n_users, _MOST_BLOCKS, max(n_threads, math.ceil(loaded.n_rows / _ROWS_PER_BLOCK)))
     fraction = None if job.spec.input.test_url is not None else params.test_fraction
-    rules = Rules(n_users, n_items, n_blocks, params.duplicates, fraction, params.seed)
+    rules = Rules(n_users, n_items, n_blocks, params.duplicates, fraction, params.seed, job.trial)
     blocks = _user_blocks(job, loaded.partitions, user_ids, item_ids, rules)
     counted = job.map(operator.getitem, blocks, 2, unit="blocks")
     counts = BlockCounts(*(sum(column) for column in zip(*counted, strict=True)))

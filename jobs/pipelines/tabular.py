@@ -160,7 +160,9 @@ def prepare(
 ) -> Prepared:
     """Find the encoder's figures on the training rows, then encode and split every partition on its worker."""
     numbers, categories = _kinds(job, loaded)
-    split = Split(job.params.seed, test_fraction)
+    # Where nothing is set aside to be measured on, nothing is in a trial either.
+    trial = job.trial if job.trial is None or test_fraction else replace(job.trial, validation_fraction=0.0)
+    split = Split(job.params.seed, test_fraction, trial)
     values = numbers if target is None or target.classes else (*numbers, target.name)
     partitions: list[Any] = [
         replace(partition, numbers=values) if isinstance(partition, Unread) else partition

@@ -7,7 +7,7 @@ counts by class, and the best terms.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -262,17 +262,17 @@ def _read(job: Job, url: str) -> tuple[list[Future], Counter[str]]:
 
 
 def _split(job: Job, loaded: Loaded) -> tuple[list[Future], list[Future]]:
-    """Return training and test blocks. Without labels nothing is set aside."""
-    if loaded.test is not None:
-        return loaded.train, loaded.test
-    if job.params.label_column is None:
-        return loaded.train, []
-    chance = {"seed": job.params.seed, "fraction": job.params.test_fraction}
-    train, test = (
-        [job.client.submit(tasks.half, block, **chance, is_test=is_test) for block in loaded.train]
-        for is_test in (False, True)
+    """Return blocks to train on and to measure on. Without labels nothing is set aside."""
+    has_labels = job.params.label_column is not None
+    if job.trial is None and (loaded.test is not None or not has_labels):
+        return loaded.train, loaded.test or []
+    trial = job.trial if job.trial is None or has_labels else replace(job.trial, validation_fraction=0.0)
+    fraction = job.params.test_fraction if has_labels and loaded.test is None else 0.0
+    train, measured = (
+        [job.client.submit(tasks.half, block, job.params.seed, fraction, trial, is_measured) for block in loaded.train]
+        for is_measured in (False, True)
     )
-    return train, test
+    return train, measured if has_labels else []
 
 
 def _count_classes(job: Job, blocks: list[Future]) -> Counter[str]:

@@ -14,6 +14,7 @@ from jobs.artifacts import put_table
 from jobs.errors import InputError
 from jobs.randomness import uniform
 from jobs.readers.document_formats import DocumentBlock
+from jobs.trial import Trial, roles
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -44,9 +45,13 @@ def numbered(block: DocumentBlock, first_row: int) -> DocumentBlock:
     )
 
 
-def half(block: DocumentBlock, seed: int, fraction: float, is_test: bool) -> DocumentBlock:
-    """Return the test documents of a block, or the others; a document's fate depends on seed and row alone."""
-    is_chosen = (uniform(seed, _SPLIT_DRAW, block.rows) < fraction) == is_test
+def half(block: DocumentBlock, seed: int, fraction: float, trial: Trial | None, is_measured: bool) -> DocumentBlock:
+    """Return the documents of a block that are measured on, or those that are trained on.
+
+    A document's fate depends on seed and row alone. With a `fraction` of 0 no document is a test document.
+    """
+    is_test = uniform(seed, _SPLIT_DRAW, block.rows) < fraction
+    is_chosen = roles(is_test, seed, block.rows, trial)[is_measured]
     mask = pa.array(is_chosen)
     return DocumentBlock(
         texts=block.texts.filter(mask),

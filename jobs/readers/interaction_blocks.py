@@ -16,6 +16,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from jobs.readers.interactions import Ids, Partition, as_text
+from jobs.trial import Trial, roles
 
 # `order` is the place in the input, the same for all partition sizes: the number of the part, then the row in it.
 _ROW = np.dtype(
@@ -40,6 +41,7 @@ class Rules:
     duplicates: str
     test_fraction: float | None
     seed: int
+    trial: Trial | None = None
 
 
 class BlockCounts(NamedTuple):
@@ -85,14 +87,19 @@ def user_block(
     if rules.test_fraction is not None:
         keys = _keys(user_hashes[rows["user"]], item_hashes[rows["item"]], rules.seed)
         is_test = _drawn(users, keys, n_of_user, rules.test_fraction)
+    chosen = (~is_test, is_test)
+    if rules.trial is not None:
+        # A pair's number is its hash: no other number of an interaction is the same for all blocks and partitions.
+        pairs = _keys(user_hashes[rows["user"]], item_hashes[rows["item"]], 0)
+        chosen = roles(is_test, rules.seed, pairs, rules.trial)
     train, test = (
         scipy.sparse.csr_matrix(
             (rows["rating"][kept], (users[kept], rows["item"][kept])), shape=(n_users, rules.n_items)
         )
-        for kept in (~is_test, is_test)
+        for kept in chosen
     )
-    n_test = int(is_test.sum())
-    counts = BlockCounts(len(rows) - n_test, n_test, n_rows - len(rows), int((n_of_user == 1).sum()))
+    n_train, n_test = (int(kept.sum()) for kept in chosen)
+    counts = BlockCounts(n_train, n_test, n_rows - len(rows), int((n_of_user == 1).sum()))
     return UserBlock(train, test, counts)
 
 

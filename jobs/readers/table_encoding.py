@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from jobs.randomness import uniform
 from jobs.readers.table_profile import numbers, positions, texts
+from jobs.trial import Rows, Trial, roles
 
 Floats = NDArray[np.float64]
 
@@ -49,14 +50,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Split:
-    """Which rows are test rows: a function of seed and global row number. `fraction` 0: none."""
+    """Which rows are trained and measured on: a function of seed and global row number."""
 
     seed: int
     fraction: float
+    trial: Trial | None = None
 
-    def is_test(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which of the global rows (n,) are test rows."""
-        return uniform(self.seed, _SPLIT_DRAW, rows) < self.fraction
+    def roles(self, rows: NDArray[np.int64]) -> tuple[Rows, Rows]:
+        """Return which of the global rows (n,) are training and which are test rows, or validation rows in a trial."""
+        is_test = uniform(self.seed, _SPLIT_DRAW, rows) < self.fraction
+        return roles(is_test, self.seed, rows, self.trial)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Encoded(NamedTuple):
 
 def spread(frame: pd.DataFrame, start: int, names: tuple[str, ...], target: Target | None, split: Split) -> Spread:
     """Mean and spread of the columns of numbers over the training rows of a partition that begins at row `start`."""
-    chosen = ~split.is_test(np.arange(start, start + len(frame)))
+    chosen, _ = split.roles(np.arange(start, start + len(frame)))
     if target is not None:
         chosen &= ~np.isnan(target.values(frame))
     n, means, squares = np.zeros(len(names)), np.zeros(len(names)), np.zeros(len(names))
@@ -176,6 +179,5 @@ def encode(frame: pd.DataFrame, start: int, encoder: Encoder, target: Target | N
     kept = ~np.isnan(y)
     matrix, n_imputed = encoder.transform(frame[kept])
     rows, y = rows[kept], y[kept]
-    is_test = split.is_test(rows)
-    halves = [Half(np.ascontiguousarray(matrix[chosen]), y[chosen], rows[chosen]) for chosen in (~is_test, is_test)]
+    halves = [Half(np.ascontiguousarray(matrix[chosen]), y[chosen], rows[chosen]) for chosen in split.roles(rows)]
     return Encoded(halves[0], halves[1], int(len(kept) - kept.sum()), n_imputed)

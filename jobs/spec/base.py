@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,7 +16,18 @@ class StrictModel(BaseModel):
 
 
 class Params(StrictModel):
-    """What every pipeline takes."""
+    """What every pipeline takes.
+
+    Attributes
+    ----------
+    of_fit : frozenset of str
+        Params that have no bearing on what is done before the fit: runs that differ in nothing else share that.
+    directions : dict of str to "max" or "min"
+        Whether more or less of a metric is better, by the metric's name up to an @.
+    """
+
+    of_fit: ClassVar[frozenset[str]] = frozenset()
+    directions: ClassVar[dict[str, Literal["max", "min"]]] = {}
 
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random choice: split, start, sample order.")
 

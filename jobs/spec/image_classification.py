@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,22 @@ from jobs.spec.base import Params
 
 class ImageClassificationParams(Params):
     """A convolutional network trained data-parallel across the workers."""
+
+    of_fit: ClassVar[frozenset[str]] = frozenset(
+        {
+            "epochs",
+            "batch_size",
+            "micro_batch_size",
+            "width",
+            "learning_rate",
+            "weight_decay",
+            "label_smoothing",
+            "flip",
+            "translate",
+            "tta",
+        }
+    )
+    directions: ClassVar[dict[str, Literal["max", "min"]]] = {"accuracy": "max", "log_loss": "min"}
 
     epochs: int = Field(5, ge=1, le=1000, description="Passes over the training set.")
     batch_size: int = Field(512, ge=2, le=65536, description="Images per optimiser step, over all ranks together.")

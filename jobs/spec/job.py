@@ -7,13 +7,22 @@ import hashlib
 import json
 import re
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import Field, SerializeAsAny, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from jobs.errors import SpecError
 from jobs.spec.base import Input, Params, StrictModel
@@ -24,6 +33,7 @@ from jobs.spec.linear_regression import LinearRegressionParams
 from jobs.spec.neural_network import NeuralNetworkParams
 from jobs.spec.recommender import RecommenderParams
 from jobs.spec.text_mining import TextMiningParams
+from jobs.spec.tune import KINDS, Range, Tune
 
 PIPELINES: dict[str, type[Params]] = {
     "group_by": GroupByParams,
@@ -51,6 +61,7 @@ class JobSpec(StrictModel):
         pattern=_RUN_ID,
         description="Name of the run's folder; by default derived from the spec: the same spec is the same run.",
     )
+    tune: Tune | None = Field(None, description="A search over params before the run, which takes the best ones.")
 
     @field_validator("pipeline")
     @classmethod
@@ -69,10 +80,62 @@ class JobSpec(StrictModel):
             value = value.model_dump(exclude_unset=True)
         return model.model_validate_json(json.dumps(value))
 
+    @model_validator(mode="after")
+    def _can_be_tuned(self) -> Self:
+        if self.tune is None:
+            return self
+        model = type(self.params)
+        if not model.directions:
+            raise ValueError(f"tune: {self.pipeline} has no metric to go by; remove it")
+        whole_numbers = [name for name in model.model_fields if takes_whole_numbers(model, name)]
+        for key, name in [*(("space", name) for name in self.tune.space), ("resource", self.tune.resource)]:
+            if name is not None and name not in model.model_fields:
+                known = ", ".join(model.model_fields)
+                raise ValueError(f"tune.{key}: no param {name!r}{_closest(name, model.model_fields)}; known: {known}")
+        if self.tune.resource is not None and self.tune.resource not in whole_numbers:
+            raise ValueError(
+                f"tune.resource: {self.tune.resource!r} is no whole number; choose one of {', '.join(whole_numbers)}"
+            )
+        for name, values in self.tune.space.items():
+            drawn = (values.low, values.high) if isinstance(values, Range) else values.choices
+            for value in drawn:
+                self._refuse_unless_it_fits(name, value)
+        metric = self.tune.metric
+        if metric is not None and self.tune.mode == "auto" and metric.partition("@")[0] not in model.directions:
+            raise ValueError(
+                f"tune.mode: whether more of {metric!r} is better is not known; set it to max or min, or take a metric "
+                f"among {', '.join(model.directions)}"
+            )
+        if metric in (None, "inertia") and "n_clusters" in self.tune.space:
+            raise ValueError("tune.metric: inertia favours many clusters, whatever the data; set it to silhouette")
+        return self
+
+    def _refuse_unless_it_fits(self, name: str, value: Any) -> None:
+        try:
+            self.with_params({name: value})
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            raise ValueError(
+                f"tune.space.{name}: {_show(value)}: {problem['msg'].lower()}; correct the value"
+            ) from None
+
+    def with_params(self, values: Mapping[str, Any]) -> JobSpec:
+        """Return the job with other values of some params, and nothing to tune.
+
+        Raises
+        ------
+        ValidationError
+            When the params do not go together.
+        """
+        params = type(self.params).model_validate_json(
+            json.dumps({**self.params.model_dump(mode="json", exclude_unset=True), **values})
+        )
+        return self.model_copy(update={"params": params, "tune": None})
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of what decides the result: everything but the run id."""
-        content = self.model_dump(mode="json", exclude={"run_id"})
+        content = self.model_dump(mode="json", exclude={"run_id"} if self.tune else {"run_id", "tune"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -159,6 +222,17 @@ def json_schema() -> dict[str, Any]:
     }
 
 
+def takes_whole_numbers(model: type[Params], name: str) -> bool:
+    """Return whether a param takes whole numbers and no others."""
+    kinds = _kinds(model.model_fields[name].annotation)
+    return int in kinds and float not in kinds
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return a type, or those that it is made of."""
+    return {annotation}.union(*map(_kinds, typing.get_args(annotation)))
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that stands twice: YAML's silent last-one-wins hides mistakes."""
 
@@ -202,8 +276,9 @@ def _first_problem(error: ValidationError, content: Mapping[str, Any]) -> str:
         (p for p in problems if p["loc"] == ("pipeline",)),
         next((p for p in problems if p["type"] == "extra_forbidden"), problems[0]),
     )
-    where = ".".join(str(part) for part in problem["loc"])
-    parent = ".".join(str(part) for part in problem["loc"][:-1])
+    # In a search space the kind of values is part of the place, which nobody wrote.
+    written = [str(part) for at, part in enumerate(problem["loc"]) if not (at == 3 and part in KINDS)]
+    where, parent = ".".join(written), ".".join(written[:-1])
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
         known = _keys(problem["loc"][:-1], content)
@@ -212,7 +287,7 @@ def _first_problem(error: ValidationError, content: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{where}: missing; add it"
     if problem["type"] == "value_error":
-        return f"{where}: {problem['ctx']['error']}"
+        return f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
     message = re.sub(r"^\w+ should", "should", problem["msg"])
     message = message[0].lower() + message[1:]
     return f"{where}: {_show(problem['input'])} {message}; correct the value"
@@ -221,6 +296,8 @@ def _first_problem(error: ValidationError, content: Mapping[str, Any]) -> str:
 def _keys(path: tuple[int | str, ...], content: Mapping[str, Any]) -> list[str]:
     if path[:1] == ("params",):
         return list(PIPELINES[str(content["pipeline"])].model_fields)
+    if path[:1] == ("tune",):
+        return list(KINDS.get(str(path[-1]), Tune).model_fields)
     return list((Input if path[:1] == ("input",) else JobSpec).model_fields)
 
 

@@ -1,5 +1,7 @@
 """Params of the kmeans pipeline."""
 
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
 from jobs.spec.tabular import TableParams
@@ -7,6 +9,9 @@ from jobs.spec.tabular import TableParams
 
 class KMeansParams(TableParams):
     """Clusters of a table's rows: k-means‖ start, Lloyd's iterations."""
+
+    of_fit: ClassVar[frozenset[str]] = frozenset({"n_clusters", "n_init", "max_iter", "tol"})
+    directions: ClassVar[dict[str, Literal["max", "min"]]] = {"silhouette": "max", "inertia": "min"}
 
     n_clusters: int = Field(8, ge=1, description="Number of clusters.")
     standardise: bool = Field(True, description="Whether columns of numbers are scaled to variance 1 first.")

@@ -1,6 +1,6 @@
 """Params of the neural_network pipeline."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -9,6 +9,17 @@ from jobs.spec.tabular import TableParams
 
 class NeuralNetworkParams(TableParams):
     """Multi-layer perceptron on a table, classification or regression, trained data-parallel."""
+
+    of_fit: ClassVar[frozenset[str]] = frozenset(
+        {"hidden", "epochs", "batch_size", "micro_batch_size", "learning_rate", "weight_decay"}
+    )
+    directions: ClassVar[dict[str, Literal["max", "min"]]] = {
+        "accuracy": "max",
+        "log_loss": "min",
+        "r2": "max",
+        "rmse": "min",
+        "mae": "min",
+    }
 
     target: str = Field(min_length=1, description="Column to predict.")
     task: Literal["auto", "classification", "regression"] = Field(

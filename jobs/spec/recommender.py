@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,18 @@ Name = Annotated[str, Field(min_length=1)]
 
 class RecommenderParams(Params):
     """Recommendations from interactions of users and items."""
+
+    of_fit: ClassVar[frozenset[str]] = frozenset(
+        {"rank", "regularization", "bias_regularization", "alpha", "n_iterations", "n_cg_steps"}
+    )
+    directions: ClassVar[dict[str, Literal["max", "min"]]] = {
+        "rmse": "min",
+        "mae": "min",
+        "ndcg": "max",
+        "precision": "max",
+        "recall": "max",
+        "map": "max",
+    }
 
     mode: Literal["explicit", "implicit"] = Field(
         "explicit", description="explicit: ratings are predicted; implicit: what a user will choose is."

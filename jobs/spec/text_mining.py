@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,14 @@ from jobs.spec.base import Params
 
 class TextMiningParams(Params):
     """TF-IDF, a linear classifier where there are labels, topics, terms and keyphrases."""
+
+    of_fit: ClassVar[frozenset[str]] = frozenset({"classifier", "C", "class_weight", "max_iter", "topic_iterations"})
+    directions: ClassVar[dict[str, Literal["max", "min"]]] = {
+        "accuracy": "max",
+        "macro_f1": "max",
+        "topic_coherence": "max",
+        "topic_error": "min",
+    }
 
     text_column: str = Field("text", min_length=1, description="Column that holds the documents.")
     label_column: str | None = Field(

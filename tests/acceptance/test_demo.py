@@ -60,11 +60,12 @@ def data(manifest: Manifest) -> pd.DataFrame:
     return pq.read_table(pa.BufferReader(storage.read_bytes(manifest.inputs[0].url))).to_pandas()
 
 
-def test_all_six_pipelines_are_committed_with_files_that_match_their_hashes(runs: dict[str, Manifest]) -> None:
-    assert len(runs) == 7
-    assert len({manifest.pipeline for manifest in runs.values()}) == 6
+def test_all_seven_pipelines_are_committed_with_files_that_match_their_hashes(runs: dict[str, Manifest]) -> None:
+    assert len(runs) == 8
+    assert len({manifest.pipeline for manifest in runs.values()}) == 7
     for manifest in runs.values():
-        assert {"report.html", "dask-report.html", "model.json"} <= {file.name for file in manifest.files}
+        result = "groups/part-00000.parquet" if manifest.pipeline == "group_by" else "model.json"
+        assert {"report.html", "dask-report.html", result} <= {file.name for file in manifest.files}
         assert manifest.inputs
         for file in manifest.files:
             assert len(storage.read_bytes(file.url)) == file.size
@@ -121,3 +122,15 @@ def test_the_network_is_within_a_point_of_scikit_learns(runs: dict[str, Manifest
     theirs = MLPClassifier(tuple(manifest.spec["params"]["hidden"]), early_stopping=True, random_state=0)
     theirs.fit(X[~test], y[~test])
     assert manifest.metrics["accuracy"] >= theirs.score(X[test], y[test]) - 0.01
+
+
+def test_groups_are_those_of_pandas(runs: dict[str, Manifest]) -> None:
+    manifest = runs["group_by n_groups"]
+    [url] = [file.url for file in manifest.files if file.name.startswith("groups/")]
+    found = pq.read_table(pa.BufferReader(storage.read_bytes(url))).to_pandas()
+    by, aggregates = manifest.spec["params"]["by"], manifest.spec["params"]["aggregates"]
+    named = {f"{name}_{each}": (name, each) for name, of in aggregates.items() for each in of}
+    groups = data(manifest).groupby(by, dropna=False)
+    oracle = groups.agg(**named).reset_index()
+    oracle.insert(len(by), "n_rows", groups.size().to_numpy())
+    pd.testing.assert_frame_equal(found, oracle, check_dtype=False, rtol=1e-9)

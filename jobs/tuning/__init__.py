@@ -1,0 +1,1 @@
+"""Search over params: candidates, which one is tried next, and the trials themselves."""
