@@ -72,7 +72,8 @@ class LinearRegression(RegressorMixin, BaseEstimator):
         variation = float(products[p, p])
         squares = variation - float(coef @ products[:p, p])
         if system.condition > REFINE_ABOVE or squares < _COUNT_RESIDUALS_BELOW * variation:
-            coef, squares = self._refined(blocks, system, coef, centre)
+            n_refinements = N_REFINEMENTS if system.condition > REFINE_ABOVE else 0
+            coef, squares = self._refined(blocks, system, coef, centre, n_refinements)
         self.coef_ = coef
         self.intercept_ = float(centre[p] - centre[:p] @ coef)
         self.r2_ = 1.0 - squares / variation if variation > 0 else 1.0
@@ -84,14 +85,19 @@ class LinearRegression(RegressorMixin, BaseEstimator):
         return line_of(self, X)
 
     def _refined(
-        self, blocks: Blocks, system: _Scaled, coef: NDArray[np.float64], centre: NDArray[np.float64]
+        self,
+        blocks: Blocks,
+        system: _Scaled,
+        coef: NDArray[np.float64],
+        centre: NDArray[np.float64],
+        n_refinements: int,
     ) -> tuple[NDArray[np.float64], float]:
         """Correct the solution by least squares on its own residuals; return it with their sum of squares."""
         run = runner(blocks.rows)
-        for turn in range(N_REFINEMENTS + 1):
+        for turn in range(n_refinements + 1):
             parts = run.map(residual_products, blocks.rows, blocks.targets, blocks.weights, coef=coef, centre=centre)
             gradient, squares = run.total(add, parts)
-            if turn == N_REFINEMENTS:
+            if turn == n_refinements:
                 break
             coef = coef + system.solve(gradient)
         return coef, float(squares)
