@@ -52,9 +52,8 @@ def assigned(blocks: Sequence[Array], centres: Floats, weights: Sequence[Floats 
     n_sets, k, p = centres.shape
     flat = centres.reshape(n_sets * k, p)
     found = Assigned(np.zeros(flat.shape), np.zeros(len(flat)), np.zeros(n_sets))
-    for block, of_block in zip(blocks, weights or [None] * len(blocks), strict=True):
+    for block, of_rows in zip(blocks, weights or [None] * len(blocks), strict=True):
         rows = np.ascontiguousarray(block)
-        of_rows = None if of_block is None else np.ascontiguousarray(of_block)
         _assign(rows, of_rows, *_view(flat, rows.dtype), k, *found)
     return Assigned(found.sums.reshape(centres.shape), found.counts.reshape(n_sets, k), found.inertias)
 

@@ -133,11 +133,12 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         if is_cut(X):
             x_blocks, y_blocks = as_blocks(X), as_blocks(y)
             w_blocks = [None] * len(x_blocks) if sample_weight is None else as_blocks(sample_weight)
-            for name, blocks in (("y", y_blocks), ("sample_weight", w_blocks)):
-                if len(blocks) != len(x_blocks):
-                    raise ValueError(f"{name}: {len(blocks)} blocks for {len(x_blocks)} of X; cut both alike")
+            for name, column in (("y", y_blocks), ("sample_weight", w_blocks)):
+                if len(column) != len(x_blocks):
+                    raise ValueError(f"{name}: {len(column)} blocks for {len(x_blocks)} of X; cut both alike")
         else:
-            x_blocks, y_blocks, w_blocks = checked_blocks(self, X, y, sample_weight)[:3]
+            blocks = checked_blocks(self, X, y, sample_weight)
+            x_blocks, y_blocks, w_blocks = blocks.rows, blocks.targets, blocks.weights
         run = runner(x_blocks)
         w_blocks = weights_of_blocks(run, w_blocks, x_blocks)
         counts: dict[Any, float] = run.total(_add_counts, run.map(_class_counts, y_blocks, w_blocks))

@@ -25,7 +25,8 @@ def checked_weights(weights: Any, rows: Any) -> NDArray[np.float64]:
     ValueError
         When there is not one weight a row, or one is negative, missing or infinite.
     """
-    found = np.asarray(weights, dtype=np.float64)
+    # A copy: compiled code then meets one kind of array, and is not compiled again for those that are read-only.
+    found = np.array(weights, dtype=np.float64)
     if found.shape != (rows.shape[0],):
         raise ValueError(f"sample_weight has the shape {found.shape} for {rows.shape[0]} rows; give one weight a row.")
     if not np.isfinite(found).all():
@@ -37,4 +38,4 @@ def checked_weights(weights: Any, rows: Any) -> NDArray[np.float64]:
 
 def weights_of_blocks(run: Runner, weights: list[Any], rows: list[Any]) -> list[Any]:
     """Return the checked weights of each block, beside its rows; None for each where there are no weights."""
-    return weights if weights[0] is None else run.map(checked_weights, weights, rows)
+    return weights if all(each is None for each in weights) else run.map(checked_weights, weights, rows)
