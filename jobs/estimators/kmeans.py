@@ -215,7 +215,7 @@ def _relocated(table: _Table, centres: Floats, sums: Floats, counts: Floats) -> 
         if square > 0:
             sums[label] -= weight * row
             left[label] -= weight
-            sums[cluster], left[cluster] = weight * row, weight
+            sums[cluster], left[cluster] = row, 1
     return sums, np.where(left > _LEFT * counts, left, 0.0)
 
 

@@ -108,11 +108,9 @@ def _first(blocks: list[Array], firsts: list[int], weights: list[Floats | None],
         keys, rows = [], []
         for block, first, of_rows in zip(blocks, firsts, weights, strict=True):
             numbers = uniform(seed, 0, np.arange(first, first + len(block)))
-            if of_rows is None:
-                chosen = np.argsort(numbers)[:1]
-            else:
+            if of_rows is not None:  # of weight 0, the number is infinite, and never the least
                 numbers = np.divide(-np.log1p(-numbers), of_rows, out=np.full(len(block), np.inf), where=of_rows > 0)
-                chosen = np.argsort(numbers)[: int(of_rows.any())]
+            chosen = np.argsort(numbers)[:1]
             keys.append(numbers[chosen])
             rows.append(block[chosen].astype(np.float64))
         least = np.argsort(np.concatenate(keys))[:1]
