@@ -17,9 +17,12 @@ from jobs.estimators.inputs import Blocks, checked_blocks, map_rows
 from jobs.estimators.kmeans_kernels import Array, Assigned, Floats
 from jobs.estimators.kmeans_start import start_centres
 from jobs.estimators.moments import Moments, merged, moments
+from jobs.estimators.sample_weights import weights_of_blocks
 
 # Starts whose inertias differ by no more than this have ended alike: rounding must not choose between them.
 _ALIKE = 1e-9
+# A cluster of which no more than this share is left has lost its sums to rounding, if weights are no integers.
+_LEFT = 1e-6
 
 
 class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
@@ -27,6 +30,8 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
 
     The start is k-means‖ (Bahmani, Moseley, Vattani, Kumar and Vassilvitskii, Scalable K-Means++, 2012), where each
     candidate weighs as many rows as are nearest to it. An empty cluster is moved to the row farthest from its centre.
+    With sample weights, a row counts its weight wherever rows are counted or added up; one of weight 0 is as good as
+    absent.
 
     Parameters
     ----------
@@ -45,7 +50,7 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
     ----------
     cluster_centers_ : ndarray of shape (k, p)
     inertia_ : float
-        Sum of the squared distances of rows to their centres.
+        Sum of the (weighted) squared distances of rows to their centres.
     n_iter_ : int
         Iterations of the start that was kept.
     history_ : list of float
@@ -72,26 +77,28 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         self.tol = tol
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> KMeans:
-        """Fit to X (n, p), an array or a Dask collection.
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
+        """Fit to X (n, p), an array or a Dask collection, with weights (n,) if given.
 
         Raises
         ------
         ValueError
-            When there are fewer rows than clusters, or values are missing or infinite.
+            When there are fewer rows (of a weight above zero) than clusters, values are missing or infinite, or a
+            weight is negative, missing or infinite.
         """
         for name in ("n_clusters", "n_init", "max_iter"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} should be at least 1.")
-        blocks = checked_blocks(self, X)
+        blocks = checked_blocks(self, X, None, sample_weight)
         table = _Table(blocks)
-        parts = table.run.map(_moments, table.rows)
+        parts = table.run.map(_moments, table.rows, table.weights)
         # Centres that are given need no look at the rows: the first pass is on its way while the moments come back.
         given = None if isinstance(self.init, str) else self._given(blocks.n_features)
         first = None if given is None else table.passed(given)
         total = table.run.total(merged, parts)
         if total.n < self.n_clusters:
-            raise ValueError(f"n_samples={total.n} should be >= n_clusters={self.n_clusters}.")
+            counted = "" if sample_weight is None else " (of a weight above zero)"
+            raise ValueError(f"n_samples={total.n}{counted} should be >= n_clusters={self.n_clusters}.")
         if not np.isfinite(total.means).all():
             raise ValueError("Input X contains NaN or infinity; impute or drop those rows first.")
         tolerance = self.tol * float((total.products / total.weight).mean())
@@ -109,7 +116,7 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         if self.init != "k-means||":
             raise ValueError(f"init={self.init!r} should be 'k-means||' or an array of centres.")
         seeds = np.random.SeedSequence(self.random_state).generate_state(self.n_init).tolist()
-        return start_centres(table.run, table.rows, table.firsts, self.n_clusters, seeds)
+        return start_centres(table.run, table.rows, table.firsts, self.n_clusters, seeds, table.weights)
 
     def _given(self, p: int) -> Floats:
         """Return the centres (1, k, p) that the user gives."""
@@ -125,9 +132,9 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return map_rows(self, partial(kernels.nearest, centres=self.cluster_centers_), X, np.int32)
 
-    def fit_predict(self, X: Any, y: Any = None) -> Any:
-        """Fit to X and return the number of the nearest centre of each row."""
-        return self.fit(X).predict(X)
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Fit to X (n, p), with weights (n,) if given, and return the number of the nearest centre of each row."""
+        return self.fit(X, sample_weight=sample_weight).predict(X)
 
     def transform(self, X: Any) -> Any:
         """Return the distance to each centre (n, k); lazily for Dask collections."""
@@ -141,11 +148,12 @@ class _Table:
 
     def __init__(self, blocks: Blocks) -> None:
         self.run = runner(blocks.rows)
-        self.rows, self.firsts = self.run.grouped(blocks.rows, blocks.starts)
+        weights = weights_of_blocks(self.run, blocks.weights, blocks.rows)
+        self.rows, self.firsts, self.weights = self.run.grouped(blocks.rows, blocks.starts, weights)
 
     def passed(self, centres: Floats) -> list[Any]:
         """Assign all rows to the nearest of each set of centres (s, k, p); return the parts where they are."""
-        return self.run.map(kernels.assigned, self.rows, centres=self.run.share(centres))
+        return self.run.map(_assigned, self.rows, self.weights, centres=self.run.share(centres))
 
     def added(self, parts: list[Any]) -> Assigned:
         """Add up what `passed` returned."""
@@ -157,8 +165,8 @@ class _Table:
         return self.added(self.passed(centres))
 
     def farthest(self, centres: Floats, n: int) -> _Far:
-        """Return the n rows that are farthest from their centres (k, p)."""
-        parts = self.run.map(_farthest, self.rows, self.firsts, centres=self.run.share(centres), n=n)
+        """Return the n rows of a weight above zero that are farthest from their centres (k, p)."""
+        parts = self.run.map(_farthest, self.rows, self.firsts, self.weights, centres=self.run.share(centres), n=n)
         found: _Far = self.run.total(partial(_farther, n=n), parts)
         return found
 
@@ -185,7 +193,8 @@ def _lloyd(
             if (counts == 0).any():
                 sums, counts = _relocated(table, centres[at], sums, counts)
             # A cluster can still be empty where there are fewer distinct rows than clusters: it stays where it is.
-            moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1.0)[:, None], centres[at])
+            held = counts[:, None]
+            moved = np.divide(sums, held, out=centres[at].copy(), where=held > 0)
             shift = float(((moved - centres[at]) ** 2).sum())
             centres[at] = moved
             if shift > tolerance:
@@ -201,41 +210,52 @@ def _relocated(table: _Table, centres: Floats, sums: Floats, counts: Floats) -> 
     """Take the rows farthest from their centres out of their clusters, one for each empty cluster."""
     empty = np.flatnonzero(counts == 0)
     far = table.farthest(centres, len(empty))
-    sums, counts = sums.copy(), counts.copy()
-    for cluster, square, label, row in zip(empty, far.squares, far.labels, far.rows, strict=False):
+    sums, left = sums.copy(), counts.copy()
+    for cluster, square, label, row, weight in zip(empty, far.squares, far.labels, far.rows, far.weights, strict=False):
         if square > 0:
-            sums[label] -= row
-            counts[label] -= 1
-            sums[cluster], counts[cluster] = row, 1
-    return sums, counts
+            sums[label] -= weight * row
+            left[label] -= weight
+            sums[cluster], left[cluster] = row, 1
+    return sums, np.where(left > _LEFT * counts, left, 0.0)
 
 
 class _Far(NamedTuple):
-    """Rows far from their centres, farthest first: squared distances (m,), global numbers, labels, rows (m, p)."""
+    """Rows far from their centres, farthest first: squared distances (m,), numbers, labels, rows (m, p), weights (m,).
+
+    Numbers are global; the squared distance of a row of weight 0 is given as 0.
+    """
 
     squares: Floats
     numbers: NDArray[np.int64]
     labels: NDArray[np.int32]
     rows: Floats
+    weights: Floats
 
 
 # --- on the workers: functions of a group of blocks ---------------------------------------------------------------
 
 
-def _moments(blocks: list[Array]) -> Moments:
-    return reduce(merged, (moments(rows, with_products=False) for rows in blocks))
+def _moments(blocks: list[Array], weights: list[Floats | None]) -> Moments:
+    return reduce(merged, (moments(rows, None, each, False) for rows, each in zip(blocks, weights, strict=True)))
 
 
-def _farthest(blocks: list[Array], firsts: list[int], centres: Floats, n: int) -> _Far:
+def _assigned(blocks: list[Array], weights: list[Floats | None], centres: Floats) -> Assigned:
+    return kernels.assigned(blocks, centres, weights)
+
+
+def _farthest(blocks: list[Array], firsts: list[int], weights: list[Floats | None], centres: Floats, n: int) -> _Far:
     parts = []
-    for rows, first in zip(blocks, firsts, strict=True):
+    for rows, first, given in zip(blocks, firsts, weights, strict=True):
+        of_rows = np.ones(len(rows)) if given is None else given
         near = kernels.near(rows, centres)
-        chosen = np.lexsort((np.arange(len(rows)), -near.squares))[:n]
-        parts.append(_Far(near.squares[chosen], first + chosen, near.labels[chosen], rows[chosen].astype(np.float64)))
+        squares = np.where(of_rows > 0, near.squares, 0.0)
+        chosen = np.lexsort((np.arange(len(rows)), -squares))[:n]
+        found = rows[chosen].astype(np.float64)
+        parts.append(_Far(squares[chosen], first + chosen, near.labels[chosen], found, of_rows[chosen]))
     return reduce(partial(_farther, n=n), parts)
 
 
 def _farther(a: _Far, b: _Far, n: int) -> _Far:
     both = _Far(*(np.concatenate([a[part], b[part]]) for part in range(len(a))))
     chosen = np.lexsort((both.numbers, -both.squares))[:n]
-    return _Far(both.squares[chosen], both.numbers[chosen], both.labels[chosen], both.rows[chosen])
+    return _Far._make(part[chosen] for part in both)

@@ -27,7 +27,10 @@ Labels = NDArray[np.int32]
 
 
 class Assigned(NamedTuple):
-    """Of s sets of k centres: sums of the rows of each centre (s, k, p), their numbers (s, k), inertias (s,)."""
+    """Of s sets of k centres: sums of the rows of each centre (s, k, p), their numbers (s, k), inertias (s,).
+
+    Where rows have weights, a row counts its weight in all three.
+    """
 
     sums: Floats
     counts: Floats
@@ -41,13 +44,17 @@ class Near(NamedTuple):
     labels: Labels
 
 
-def assigned(blocks: Sequence[Array], centres: Floats) -> Assigned:
-    """Assign each row to its nearest centre of each set (s, k, p), and add the rows up by centre."""
+def assigned(blocks: Sequence[Array], centres: Floats, weights: Sequence[Floats | None] | None = None) -> Assigned:
+    """Assign each row to its nearest centre of each set (s, k, p), and add the rows up by centre.
+
+    `weights` has those of the rows of each block (n,), float64, or None.
+    """
     n_sets, k, p = centres.shape
     flat = centres.reshape(n_sets * k, p)
     found = Assigned(np.zeros(flat.shape), np.zeros(len(flat)), np.zeros(n_sets))
-    for rows in map(np.ascontiguousarray, blocks):
-        _assign(rows, *_view(flat, rows.dtype), k, *found)
+    for block, of_rows in zip(blocks, weights or [None] * len(blocks), strict=True):
+        rows = np.ascontiguousarray(block)
+        _assign(rows, of_rows, *_view(flat, rows.dtype), k, *found)
     return Assigned(found.sums.reshape(centres.shape), found.counts.reshape(n_sets, k), found.inertias)
 
 
@@ -97,7 +104,7 @@ def _view(centres: Floats, dtype: Any) -> tuple[Floats, Array, bool, Array, Arra
 
 
 @numba.njit(nogil=True, cache=IS_CACHED)
-def _assign(rows, centres, origin, is_far, weights, offsets, largest, k, sums, counts, inertias):  # type: ignore[no-untyped-def]
+def _assign(rows, of_rows, centres, origin, is_far, weights, offsets, largest, k, sums, counts, inertias):  # type: ignore[no-untyped-def]
     scores = np.empty((min(_CHUNK, len(rows)), len(centres)), rows.dtype)
     labels = np.empty(len(scores), np.int32)
     for start in range(0, len(rows), _CHUNK):
@@ -105,7 +112,13 @@ def _assign(rows, centres, origin, is_far, weights, offsets, largest, k, sums, c
         margin = _score(chunk, origin, is_far, weights, offsets, largest, scores)
         for place in range(len(inertias)):
             _nearest(chunk, scores, margin, centres, place * k, place * k + k, labels)
-            inertias[place] += _accumulate(chunk, labels, centres, sums, counts)
+            # Decided by the argument's type, before this is compiled: rows without weights do not pay for the question.
+            if of_rows is None:
+                inertias[place] += _accumulate(chunk, labels, centres, sums, counts)
+            else:
+                inertias[place] += _accumulate_weighted(
+                    chunk, of_rows[start : start + _CHUNK], labels, centres, sums, counts
+                )
 
 
 @numba.njit(nogil=True, cache=IS_CACHED)
@@ -199,6 +212,22 @@ def _accumulate(rows, labels, centres, sums, counts):  # type: ignore[no-untyped
         inertia += square
         for j in range(rows.shape[1]):
             sums[label, j] += np.float64(rows[i, j])
+    return inertia
+
+
+@numba.njit(nogil=True, cache=IS_CACHED, fastmath={"reassoc", "contract", "nsz"})
+def _accumulate_weighted(rows, weights, labels, centres, sums, counts):  # type: ignore[no-untyped-def]
+    inertia = 0.0
+    for i in range(rows.shape[0]):
+        label, weight = labels[i], weights[i]
+        counts[label] += weight
+        square = 0.0
+        for j in range(rows.shape[1]):
+            gap = np.float64(rows[i, j]) - centres[label, j]
+            square += gap * gap
+        inertia += weight * square
+        for j in range(rows.shape[1]):
+            sums[label, j] += weight * np.float64(rows[i, j])
     return inertia
 
 

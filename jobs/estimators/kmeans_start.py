@@ -1,7 +1,8 @@
 """The k-means‖ start: candidates drawn in a few passes over the blocks, weighted, then clustered themselves.
 
 Bahmani, Moseley, Vattani, Kumar and Vassilvitskii, Scalable K-Means++, 2012. Whether a row is drawn depends on the
-seed and its global number, not on its block. Several starts share their passes. Called by KMeans.
+seed and its global number, not on its block. Several starts share their passes. A row of weight w is drawn with w times
+the probability, one of weight 0 never. Called by KMeans.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Drawn(NamedTuple):
     rows: Floats
 
 
-def start_centres(run: Runner, rows: list[Any], firsts: list[Any], k: int, seeds: Sequence[int]) -> Floats:
+def start_centres(
+    run: Runner, rows: list[Any], firsts: list[Any], k: int, seeds: Sequence[int], weights: list[Any] | None = None
+) -> Floats:
     """Return k centres for each seed (s, k, p).
 
     Parameters
@@ -45,22 +48,25 @@ def start_centres(run: Runner, rows: list[Any], firsts: list[Any], k: int, seeds
         Centres of a start.
     seeds : sequence of int
         One a start.
+    weights : list, optional
+        Groups of the weights of the blocks' rows (n,), float64, or of None.
     """
-    drawn = _gathered(run, run.map(_first, rows, firsts, seeds=seeds))
+    weights = [[None] * len(group) for group in rows] if weights is None else weights
+    drawn = _gathered(run, run.map(_first, rows, firsts, weights, seeds=seeds))
     candidates = drawn = [one[:1] for one in drawn]
     nears = run.map(_none, rows, n_seeds=len(seeds))
     for draw in range(1, _N_ROUNDS + 1):
         nears = _updated(run, rows, nears, candidates, drawn)
-        costs = run.total(add, run.map(_costs, nears))
+        costs = run.total(add, run.map(_costs, nears, weights))
         if not costs.any():  # every row is a candidate already
             break
         factors = np.divide(_OVERSAMPLING * k, costs, out=np.zeros(len(costs)), where=costs > 0)
-        drawn = _gathered(run, run.map(_drawn, rows, firsts, nears, seeds=seeds, draw=draw, factors=factors))
+        drawn = _gathered(run, run.map(_drawn, rows, firsts, nears, weights, seeds=seeds, draw=draw, factors=factors))
         candidates = [np.concatenate(pair) for pair in zip(candidates, drawn, strict=True)]
     else:
         nears = _updated(run, rows, nears, candidates, drawn)
-    weights = run.total(add, run.map(_weights, nears, sizes=[len(each) for each in candidates]))
-    return np.stack([_clustered(*each, k) for each in zip(candidates, weights, seeds, strict=True)])
+    sizes = run.total(add, run.map(_sizes, nears, weights, lengths=[len(each) for each in candidates]))
+    return np.stack([_clustered(*each, k) for each in zip(candidates, sizes, seeds, strict=True)])
 
 
 def _gathered(run: Runner, parts: list[Any]) -> list[Floats]:
@@ -91,13 +97,19 @@ def _clustered(candidates: Floats, weights: Floats, seed: int, k: int) -> Floats
 # --- on the workers: functions of a group of blocks; what they return has a place for each start ---------------------
 
 
-def _first(blocks: list[Array], firsts: list[int], seeds: Sequence[int]) -> list[Drawn]:
-    """The row of least random number of each block: the least of all is uniform, whatever the blocks."""
+def _first(blocks: list[Array], firsts: list[int], weights: list[Floats | None], seeds: Sequence[int]) -> list[Drawn]:
+    """The row of least random number of each block: the least of all is uniform, whatever the blocks.
+
+    With weights, the numbers are exponential with the weight as rate: a row's is the least with a probability that is
+    its share of all weight. The order of rows of equal weight is that of rows without any.
+    """
     found = []
     for seed in seeds:
         keys, rows = [], []
-        for block, first in zip(blocks, firsts, strict=True):
+        for block, first, of_rows in zip(blocks, firsts, weights, strict=True):
             numbers = uniform(seed, 0, np.arange(first, first + len(block)))
+            if of_rows is not None:  # of weight 0, the number is infinite, and never the least
+                numbers = np.divide(-np.log1p(-numbers), of_rows, out=np.full(len(block), np.inf), where=of_rows > 0)
             chosen = np.argsort(numbers)[:1]
             keys.append(numbers[chosen])
             rows.append(block[chosen].astype(np.float64))
@@ -110,16 +122,18 @@ def _drawn(
     blocks: list[Array],
     firsts: list[int],
     nears: list[list[Near]],
+    weights: list[Floats | None],
     seeds: Sequence[int],
     draw: int,
     factors: Floats,
 ) -> list[Drawn]:
-    """Rows drawn with probability factor × squared distance, independently of each other."""
+    """Rows drawn with probability factor × weight × squared distance, independently of each other."""
     found = []
     for seed, of_start, factor in zip(seeds, nears, factors, strict=True):
         keys, rows = [], []
-        for block, first, near in zip(blocks, firsts, of_start, strict=True):
-            chosen = np.flatnonzero(uniform(seed, draw, np.arange(first, first + len(block))) < factor * near.squares)
+        for block, first, near, of_rows in zip(blocks, firsts, of_start, weights, strict=True):
+            likelihoods = factor * _weighted(near, of_rows)
+            chosen = np.flatnonzero(uniform(seed, draw, np.arange(first, first + len(block))) < likelihoods)
             keys.append(first + chosen)
             rows.append(block[chosen].astype(np.float64))
         found.append(Drawn(np.concatenate(keys), np.concatenate(rows)))
@@ -148,13 +162,19 @@ def _nearer_of(rows: Array, old: Near, added: Floats, offset: int) -> Near:
     )
 
 
-def _costs(nears: list[list[Near]]) -> Floats:
-    return np.array([sum(float(near.squares.sum()) for near in of_start) for of_start in nears])
+def _weighted(near: Near, weights: Floats | None) -> Floats:
+    return near.squares if weights is None else weights * near.squares
 
 
-def _weights(nears: list[list[Near]], sizes: list[int]) -> tuple[Floats, ...]:
-    """How many rows are nearest to each candidate."""
+def _costs(nears: list[list[Near]], weights: list[Floats | None]) -> Floats:
+    return np.array([sum(float(_weighted(*pair).sum()) for pair in zip(each, weights, strict=True)) for each in nears])
+
+
+def _sizes(nears: list[list[Near]], weights: list[Floats | None], lengths: list[int]) -> tuple[Floats, ...]:
+    """How many rows are nearest to each candidate, or their weight."""
     return tuple(
-        np.sum([np.bincount(near.labels, minlength=size) for near in of_start], axis=0).astype(np.float64)
-        for of_start, size in zip(nears, sizes, strict=True)
+        np.sum(
+            [np.bincount(near.labels, each, length) for near, each in zip(of_start, weights, strict=True)], axis=0
+        ).astype(np.float64)
+        for of_start, length in zip(nears, lengths, strict=True)
     )

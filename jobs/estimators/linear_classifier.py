@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from jobs.estimators.blocks import Runner, add, as_blocks, is_cut, runner
 from jobs.estimators.hessian import MOST_WEIGHTS, hessian, solved
 from jobs.estimators.inputs import checked_blocks, keep_columns, map_rows
+from jobs.estimators.sample_weights import weights_of_blocks
 
 Floats = NDArray[np.float64]
 OnIteration = Callable[[int, float], None]
@@ -53,7 +54,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
     fit_intercept : bool
         Whether to add a constant to each score.
     class_weight : None, "balanced" or mapping of class to weight
-        Weight of a row of that class; "balanced" is n_rows / (n_classes · rows of its class).
+        Weight of a row of that class, times its sample weight; "balanced" is n_rows / (n_classes · rows of its class),
+        where each row counts its sample weight.
     tol : float
         Stop when the norm of the gradient is below `tol` times what it was at the start. Near the minimum a step
         gains several digits, so a low one costs little; with 1e-4, scores would depend on how the rows are cut.
@@ -80,7 +82,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     X is an array, a data frame or a sparse matrix; a dask.array or dask.dataframe, for which what is returned is lazy;
-    or blocks: a list of arrays or sparse matrices, or of futures of them. y is one-dimensional, or a list cut as X is.
+    or blocks: a list of arrays or sparse matrices, or of futures of them. y and sample weights are one-dimensional, or
+    lists cut as X is.
 
     References
     ----------
@@ -107,34 +110,44 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         self.tol = tol
         self.max_iter = max_iter
 
-    def fit(self, X: Any, y: Any, on_iteration: OnIteration | None = None) -> LinearClassifier:
-        """Fit to rows `X` of classes `y`.
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, on_iteration: OnIteration | None = None
+    ) -> LinearClassifier:
+        """Fit to rows `X` (n, p) of classes `y` (n,), with weights (n,) if given.
 
         Parameters
         ----------
         X, y
             See the notes of the class.
+        sample_weight : array-like, Dask collection or list of blocks, optional
+            What the loss of each row is multiplied by, at least 0. Rows of weight 0 are as good as absent: a class that
+            has no others is none.
         on_iteration : callable, optional
             Called with the number of Newton steps and the norm of the gradient relative to its start.
 
         Raises
         ------
         ValueError
-            When `y` holds fewer than two classes.
+            When `y` holds fewer than two classes, or a weight is negative, missing or infinite.
         """
         if is_cut(X):
             x_blocks, y_blocks = as_blocks(X), as_blocks(y)
-            if len(x_blocks) != len(y_blocks):
-                raise ValueError(f"y: {len(y_blocks)} blocks for {len(x_blocks)} of X; cut both alike")
+            w_blocks = [None] * len(x_blocks) if sample_weight is None else as_blocks(sample_weight)
+            for name, column in (("y", y_blocks), ("sample_weight", w_blocks)):
+                if len(column) != len(x_blocks):
+                    raise ValueError(f"{name}: {len(column)} blocks for {len(x_blocks)} of X; cut both alike")
         else:
-            blocks = checked_blocks(self, X, y)
-            x_blocks, y_blocks = blocks.rows, blocks.targets
+            blocks = checked_blocks(self, X, y, sample_weight)
+            x_blocks, y_blocks, w_blocks = blocks.rows, blocks.targets, blocks.weights
         run = runner(x_blocks)
-        counts: dict[Any, int] = run.total(_add_counts, run.map(_class_counts, y_blocks))
+        w_blocks = weights_of_blocks(run, w_blocks, x_blocks)
+        counts: dict[Any, float] = run.total(_add_counts, run.map(_class_counts, y_blocks, w_blocks))
+        if not counts:
+            raise ValueError("sample_weight: every row has a weight of zero; give some rows a weight above zero")
         self.classes_ = np.asarray(sorted(counts))
         if len(self.classes_) < 2:
             raise ValueError(f"y: {len(self.classes_)} class in all rows; a classifier needs two or more")
-        problem = _Problem(self, run, x_blocks, y_blocks, self._weights(counts))
+        problem = _Problem(self, run, x_blocks, y_blocks, w_blocks, self._weights(counts))
         weights = self._minimised(problem, on_iteration or (lambda step, slope: None))
         n_features = len(weights) - 1 if self.fit_intercept else len(weights)
         self.coef_ = np.ascontiguousarray(weights[:n_features].T)
@@ -170,7 +183,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         run = runner(blocks)
         return run.map(function, blocks, model=run.share(model), **more)
 
-    def _weights(self, counts: dict[Any, int]) -> Floats:
+    def _weights(self, counts: dict[Any, float]) -> Floats:
         """Return C times the weight of a row of each class."""
         n_rows = sum(counts.values())
         if self.class_weight == "balanced":
@@ -210,17 +223,25 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 class _Problem:
     """The objective, its gradient and its curvature, as passes over the blocks."""
 
-    def __init__(self, model: LinearClassifier, run: Runner, X: list[Any], y: list[Any], weights: Floats) -> None:
+    def __init__(
+        self,
+        model: LinearClassifier,
+        run: Runner,
+        X: list[Any],
+        y: list[Any],
+        row_weights: list[Any],
+        class_weights: Floats,
+    ) -> None:
         self.run = run
         self.loss = model.loss
         self.is_one_vs_rest = model.is_one_vs_rest
         self.n_passes = 0
-        self.groups = run.grouped(X, run.map(_encoded, y, classes=model.classes_))
+        self.groups = run.grouped(X, run.map(_encoded, y, row_weights, classes=model.classes_))
         n_features, is_dense = run.gather(run.map(_kind, X[:1]))[0]
-        n_columns = len(weights) if len(weights) > 2 else 1
+        n_columns = len(class_weights) if len(class_weights) > 2 else 1
         self.shape = (n_features + model.fit_intercept, n_columns)
         self.is_small = is_dense and self.shape[0] * self.shape[1] <= MOST_WEIGHTS
-        self.class_weights = weights
+        self.class_weights = class_weights
         self.has_intercept = model.fit_intercept
         self.penalty = np.ones((self.shape[0], 1))
         if model.fit_intercept and not model.is_intercept_penalised:
@@ -297,17 +318,30 @@ def _is_flat(value: float, slope: Floats, new_value: float, new_slope: Floats) -
     return is_equal and bool(np.linalg.norm(new_slope) < 0.5 * np.linalg.norm(slope))
 
 
-def _class_counts(y: Any) -> dict[Any, int]:
-    names, counts = np.unique(np.asarray(y), return_counts=True)
-    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+class _Targets(NamedTuple):
+    """Of a block's rows: the numbers of their classes (n,), and their weights (n,) or None."""
+
+    numbers: NDArray[np.intp]
+    weights: Floats | None
 
 
-def _add_counts(left: dict[Any, int], right: dict[Any, int]) -> dict[Any, int]:
+def _class_counts(y: Any, weights: Floats | None) -> dict[Any, float]:
+    """Return the weight of all rows of each class that has any."""
+    if weights is None:
+        names, counts = np.unique(np.asarray(y), return_counts=True)
+        return dict(zip(names.tolist(), counts.tolist(), strict=True))
+    names, numbers = np.unique(np.asarray(y)[weights > 0], return_inverse=True)
+    return dict(zip(names.tolist(), np.bincount(numbers, weights[weights > 0]).tolist(), strict=True))
+
+
+def _add_counts(left: dict[Any, float], right: dict[Any, float]) -> dict[Any, float]:
     return {name: left.get(name, 0) + right.get(name, 0) for name in {**left, **right}}
 
 
-def _encoded(y: Any, classes: NDArray[Any]) -> NDArray[np.intp]:
-    return np.searchsorted(classes, np.asarray(y))
+def _encoded(y: Any, weights: Floats | None, classes: NDArray[Any]) -> _Targets:
+    numbers = np.searchsorted(classes, np.asarray(y))
+    # A row of weight 0 can be of a class that is none; any number will do for it.
+    return _Targets(numbers if weights is None else np.minimum(numbers, len(classes) - 1), weights)
 
 
 def _kind(X: Any) -> tuple[int, bool]:
@@ -326,7 +360,7 @@ def _back(X: Any, rows: Floats, has_intercept: bool) -> Floats:
 
 def _loss_pass(
     xs: list[sparse.csr_array],
-    ys: list[NDArray[np.intp]],
+    targets: list[_Targets],
     weights: Floats,
     loss: Loss,
     class_weights: Floats,
@@ -334,8 +368,8 @@ def _loss_pass(
 ) -> tuple[float, Floats, list[Any]]:
     """Return loss, gradient, and for each block its rows' weights with the state of the loss."""
     value, slope, states = 0.0, np.zeros_like(weights), []
-    for x, y in zip(xs, ys, strict=True):
-        row_weights = class_weights[y]
+    for x, (y, sample_weights) in zip(xs, targets, strict=True):
+        row_weights = class_weights[y] if sample_weights is None else class_weights[y] * sample_weights
         losses, slopes, state = loss.value_and_slope(_times(x, weights, has_intercept), y)
         value += float(row_weights @ losses)
         slope += _back(x, row_weights[:, None] * slopes, has_intercept)

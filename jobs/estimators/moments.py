@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.estimators.sample_weights import checked_weights
+
 # Rows that are centred at a time: a copy of 4,096 × 50 float64 stays in the second-level cache.
 _CHUNK = 4096
 
@@ -47,8 +49,9 @@ def moments(
     Raises
     ------
     ValueError
-        When a weight is negative.
+        When a weight is negative, missing or infinite.
     """
+    weights = None if weights is None else checked_weights(weights, columns)
     q = columns.shape[1] + (last is not None)
     total = Moments(0, 0.0, np.zeros(q), np.zeros((q, q) if with_products else q))
     # Made once: fresh memory costs more than what is computed there.
@@ -63,13 +66,10 @@ def moments(
     return total
 
 
-def _of_chunk(chunk: NDArray[np.float64], weights: NDArray[np.floating] | None, with_products: bool) -> Moments:
+def _of_chunk(chunk: NDArray[np.float64], weights: NDArray[np.float64] | None, with_products: bool) -> Moments:
     """Return the moments of some rows, which are overwritten."""
     n, weight = len(chunk), float(len(chunk))
     if weights is not None:
-        weights = np.asarray(weights, dtype=np.float64)
-        if (weights < 0).any():
-            raise ValueError(f"sample_weight has a negative value, {weights.min():g}; weights are at least 0.")
         n, weight = int(np.count_nonzero(weights)), float(weights.sum())
     # Seen from a row of its own, a column that never changes has exactly no spread; its mean alone would leave
     # rounding errors that look like one.

@@ -45,6 +45,13 @@ def table() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]
 
 
 @cache
+def weights() -> NDArray[np.float64]:
+    """Weights of the rows, of which every fifth or so is 0."""
+    random = np.random.default_rng(6)
+    return random.gamma(0.7, size=N_ROWS) * (random.random(N_ROWS) < 0.8)
+
+
+@cache
 def counts() -> sparse.csr_array:
     random = np.random.default_rng(4)
     dense = random.gamma(0.3, size=(N_ROWS, 5)) @ random.gamma(0.2, size=(5, 60))
@@ -61,16 +68,27 @@ def scattered(blocks: Sequence[Any], client: Client) -> list[Any]:
     return [client.submit(lambda block=block: block, pure=False) for block in blocks]
 
 
-def from_table(target: int) -> Fit:
+def from_table(target: int, is_weighted: bool = False) -> Fit:
     def fit(model: Any, n_blocks: int, client: Client) -> Any:
-        columns = [table()[0], *([] if target == 0 else [table()[target]])]
-        return model.fit(*(da.concatenate([da.from_array(block) for block in cut(each, n_blocks)]) for each in columns))
+        columns = {"X": table()[0]}
+        columns |= {"y": table()[target]} if target else {}
+        columns |= {"sample_weight": weights()} if is_weighted else {}
+        return model.fit(
+            **{
+                name: da.concatenate([da.from_array(block) for block in cut(column, n_blocks)])
+                for name, column in columns.items()
+            }
+        )
 
     return fit
 
 
 def from_sparse(model: Any, n_blocks: int, client: Client) -> Any:
     return model.fit(*(scattered(cut(each, n_blocks), client) for each in (counts(), table()[2])))
+
+
+def from_sparse_weighted(model: Any, n_blocks: int, client: Client) -> Any:
+    return model.fit(*(scattered(cut(each, n_blocks), client) for each in (counts(), table()[2], weights())))
 
 
 def from_counts(model: Any, n_blocks: int, client: Client) -> Any:
@@ -94,9 +112,34 @@ CASES: dict[str, tuple[Any, Fit, list[str]]] = {
     "Ridge": (Ridge(3.0), from_table(1), ["coef_", "intercept_"]),
     "LogisticRegression": (LogisticRegression(tol=1e-11), from_table(2), ["coef_", "intercept_", "objective_"]),
     "LogisticRegression, sparse": (LogisticRegression(tol=1e-11), from_sparse, ["coef_", "intercept_", "objective_"]),
+    "LogisticRegression, weighted": (
+        LogisticRegression(tol=1e-11, class_weight="balanced"),
+        from_table(2, is_weighted=True),
+        ["classes_", "coef_", "intercept_", "objective_"],
+    ),
+    "LogisticRegression, sparse and weighted": (
+        LogisticRegression(tol=1e-11),
+        from_sparse_weighted,
+        ["coef_", "intercept_", "objective_"],
+    ),
     "LinearSVM": (LinearSVM(tol=1e-11), from_table(2), ["coef_", "intercept_", "objective_"]),
     "LinearSVM, sparse": (LinearSVM(tol=1e-11), from_sparse, ["coef_", "intercept_", "objective_"]),
+    "LinearSVM, weighted": (
+        LinearSVM(tol=1e-11),
+        from_table(2, is_weighted=True),
+        ["coef_", "intercept_", "objective_"],
+    ),
+    "LinearSVM, sparse and weighted": (
+        LinearSVM(tol=1e-11),
+        from_sparse_weighted,
+        ["coef_", "intercept_", "objective_"],
+    ),
     "KMeans": (KMeans(5), from_table(0), ["cluster_centers_", "inertia_", "n_iter_", "history_"]),
+    "KMeans, weighted": (
+        KMeans(5),
+        from_table(0, is_weighted=True),
+        ["cluster_centers_", "inertia_", "n_iter_", "history_"],
+    ),
     "NMF": (NMF(4, max_iter=60), from_counts, ["components_", "reconstruction_err_", "n_iter_"]),
     "ExplicitALS": (ExplicitALS(6), from_interactions, ["user_factors_", "item_factors_", "mean_", "objective_"]),
     "ImplicitALS": (ImplicitALS(6), from_interactions, ["user_factors_", "item_factors_", "objective_"]),
