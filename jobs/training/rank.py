@@ -11,6 +11,7 @@ import hashlib
 import math
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,6 +98,10 @@ def run_rank(plan: Plan, rank: int, address: tuple[str, int], topic: str, is_on_
         group = Group(address, rank, plan.world_size, device, plan.timeout_s)
         try:
             return _Rank(plan, rank, group, device, _Task(topic)).run()
+        except Exception as error:
+            # Dask keeps the error, and with its frames would keep what they refer to: the data among it.
+            traceback.clear_frames(error.__traceback__)
+            raise
         finally:
             group.close()
 
