@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from distributed import Client, LocalCluster, wait
+from distributed import Client, LocalCluster, Lock, wait
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits, make_friedman1
 from sklearn.model_selection import train_test_split
@@ -31,6 +31,7 @@ from sklearn.preprocessing import StandardScaler
 
 from jobs.errors import WorkersLostError
 from jobs.estimators import MLPClassifier, MLPRegressor
+from jobs.training import mlp_estimators
 from jobs.training.table_rows import RowsOnWorkers, as_float32
 
 SMALL: dict[str, Any] = {"hidden_layer_sizes": (8,), "max_iter": 4, "batch_size": 64, "micro_batch_size": 16}
@@ -149,16 +150,19 @@ def test_rows_come_to_a_worker_in_order_and_stay_where_they_were(client: Client)
         client.submit(opened, data, pure=False).result()
 
 
-def test_two_fits_at_once_do_not_mix(client: Client) -> None:
+def test_fits_at_once_take_turns_and_do_not_mix(client: Client) -> None:
     rows, names = table()
     lazy = da.from_array(rows, chunks=(100, 5))
-    seeds = range(4)
-    expected = [MLPClassifier(**SMALL, random_state=seed).fit(rows, names) for seed in seeds]
-    models = [MLPClassifier(**SMALL, random_state=seed, world_size=2, timeout_s=20) for seed in seeds]
+    expected = [MLPClassifier(**SMALL, random_state=seed).fit(rows, names) for seed in range(4)]
+    MLPClassifier(**SMALL).fit(lazy, names)  # from here on it takes the workers less than a second
+    models = [MLPClassifier(**SMALL, random_state=seed, world_size=2, timeout_s=50) for seed in range(4)]
     with ThreadPoolExecutor(len(models)) as pool:
-        found = list(pool.map(lambda model: model.fit(lazy, names), models))
-    for a, b in zip(expected, found, strict=True):
-        assert_same_network(a, b)
+        with Lock(mlp_estimators._LOCK):
+            fits = [pool.submit(model.fit, lazy, names) for model in models]
+            time.sleep(3)
+            assert not any(fit.done() for fit in fits)
+        for model, fit in zip(expected, fits, strict=True):
+            assert_same_network(model, fit.result(timeout=100))
 
 
 @pytest.mark.parametrize("is_dask", [False, True], ids=["in memory", "dask"])
