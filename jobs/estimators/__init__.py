@@ -14,6 +14,9 @@ _MODULES = {
     "LinearRegression": "linear_regression",
     "LinearSVM": "linear_svm",
     "LogisticRegression": "logistic_regression",
+    # They use the trainer, which this package must not import: a full name is looked up where it says.
+    "MLPClassifier": "jobs.training.mlp_estimators",
+    "MLPRegressor": "jobs.training.mlp_estimators",
     "NMF": "nmf",
     "Ridge": "ridge",
     "TfidfVectorizer": "tfidf",
@@ -25,7 +28,8 @@ def __getattr__(name: str) -> Any:
     """Import an estimator when it is asked for (PEP 562)."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    module = _MODULES[name]
+    return getattr(import_module(module if "." in module else f"{__name__}.{module}"), name)
 
 
 def __dir__() -> list[str]:

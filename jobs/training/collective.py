@@ -139,6 +139,16 @@ class Group:
         del self._group, self._store
 
 
+class Alone:
+    """The group of a rank that has no others: nobody to meet, nothing to add."""
+
+    def sum_(self, buffer: torch.Tensor) -> None:
+        """Leave `buffer` as it is."""
+
+    def close(self) -> None:
+        """Leave."""
+
+
 def _device_name(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None

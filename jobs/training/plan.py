@@ -51,6 +51,7 @@ class Plan:
     seed: int
     world_size: int
     timeout_s: float
+    n_threads: int | None = None
 
 
 @dataclass(frozen=True)

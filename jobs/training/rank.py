@@ -1,4 +1,4 @@
-"""One rank of a fit: the loop that runs as a task on a worker.
+"""One rank of a fit: the loop that runs as a task on a worker, or alone in this process.
 
 Each step's global batch is cut into the same micro-batches whatever the number of ranks; rank r of W computes those
 numbered r, r + W, …. What they yield is summed over the ranks in one all-reduce, which also tells who failed: so a step
@@ -11,9 +11,11 @@ import hashlib
 import math
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from distributed import get_worker
 from torch import Tensor, nn
 
 from jobs.errors import SpecError
-from jobs.training.collective import Group, pick_device
+from jobs.training.collective import Alone, Group, pick_device
 from jobs.training.plan import Plan, Step, steps
 from jobs.training.prefetch import Prefetcher
 from jobs.training.sums import Sums
@@ -60,6 +62,18 @@ class RankResult:
     history: list[Epoch] = field(default_factory=list)
 
 
+class Watch(Protocol):
+    """Who watches a rank from outside."""
+
+    def is_cancelled(self) -> bool:
+        """Return whether nobody wants the result any more."""
+        ...
+
+    def report(self, n_seen: int) -> None:
+        """Take note of how many samples all ranks have seen."""
+        ...
+
+
 class PeerFailedError(RuntimeError):
     """Another rank failed, and said so."""
 
@@ -80,20 +94,53 @@ def run_rank(plan: Plan, rank: int, address: tuple[str, int], topic: str, is_on_
     worker = get_worker()
     device = torch.device("cpu") if is_on_cpu else pick_device()
     n_threads = worker.state.nthreads if device.type == "cpu" else torch.get_num_threads()
-    with _threads(n_threads), torch.random.fork_rng():
+    with _threads(plan.n_threads or n_threads), torch.random.fork_rng():
         group = Group(address, rank, plan.world_size, device, plan.timeout_s)
         try:
-            return _Rank(plan, rank, group, device, topic).run()
+            return _Rank(plan, rank, group, device, _Task(topic)).run()
+        except Exception as error:
+            # Dask keeps the error, and with its frames would keep what they refer to: the data among it.
+            traceback.clear_frames(error.__traceback__)
+            raise
         finally:
             group.close()
 
 
-class _Rank:
-    def __init__(self, plan: Plan, rank: int, group: Group, device: torch.device, topic: str) -> None:
-        self.plan, self.rank, self.group, self.device, self.topic = plan, rank, group, device, topic
-        self.timings = Timings()
+def run_alone(plan: Plan, is_on_cpu: bool = False) -> RankResult:
+    """Train in this process, as the only rank. Raises what the model, the data or the loss raised."""
+    device = torch.device("cpu") if is_on_cpu else pick_device()
+    with _threads(plan.n_threads or torch.get_num_threads()), torch.random.fork_rng():
+        return _Rank(plan, 0, Alone(), device, _Unwatched()).run()
+
+
+class _Task:
+    """The Dask task that runs the rank: who asked for the fit can cancel it, and hears of its progress."""
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
         self.worker = get_worker()
         self.key = self.worker.get_current_task()
+
+    def is_cancelled(self) -> bool:
+        task = self.worker.state.tasks.get(self.key)
+        return task is None or task.state == "cancelled"
+
+    def report(self, n_seen: int) -> None:
+        self.worker.log_event(self.topic, {"n_seen": n_seen})
+
+
+class _Unwatched:
+    def is_cancelled(self) -> bool:
+        return False
+
+    def report(self, n_seen: int) -> None:
+        return
+
+
+class _Rank:
+    def __init__(self, plan: Plan, rank: int, group: Group | Alone, device: torch.device, watch: Watch) -> None:
+        self.plan, self.rank, self.group, self.device, self.watch = plan, rank, group, device, watch
+        self.timings = Timings()
         self.n_total = plan.epochs * plan.data.n_samples
         self.last_progress = 0.0
 
@@ -139,7 +186,7 @@ class _Rank:
                     lr = float(self.optimiser.param_groups[0]["lr"])
                     history.append(Epoch(loss_sum / n, lr, seconds, n / seconds))
                     loss_sum, epoch_start = 0.0, time.perf_counter()
-                self._report(step, step.n_seen + step.n, history)
+                self._report(step, step.n_seen + step.n)
         return history
 
     def _step(self, step: Step, prefetcher: Prefetcher) -> float:
@@ -188,7 +235,7 @@ class _Rank:
     def _agree(self, flat: Tensor, failure: Exception | None) -> None:
         """Sum `flat` over the ranks; its last two places say how many of them failed and were cancelled."""
         flat[-2] = float(failure is not None)
-        flat[-1] = float(self._is_cancelled())
+        flat[-1] = float(self.watch.is_cancelled())
         start = time.perf_counter()
         try:
             self.group.sum_(flat)
@@ -204,15 +251,11 @@ class _Rank:
         if n_cancelled:
             raise CancelledFitError(f"rank {self.rank}: the fit was cancelled")
 
-    def _is_cancelled(self) -> bool:
-        task = self.worker.state.tasks.get(self.key)
-        return task is None or task.state == "cancelled"
-
-    def _report(self, step: Step, n_seen: int, history: list[Epoch]) -> None:
+    def _report(self, step: Step, n_seen: int) -> None:
         now = time.monotonic()
         if self.rank == 0 and (now - self.last_progress > _PROGRESS_EVERY_S or step.is_last_of_epoch):
             self.last_progress = now
-            self.worker.log_event(self.topic, {"n_seen": n_seen})
+            self.watch.report(n_seen)
 
 
 @contextmanager

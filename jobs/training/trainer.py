@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from jobs.errors import DaskyardError, SpecError, WorkersLostError
 from jobs.training.collective import CollectiveError, StoreHost, store_address
 from jobs.training.plan import Data, Plan
-from jobs.training.rank import CancelledFitError, Epoch, PeerFailedError, RankResult, Timings, run_rank
+from jobs.training.rank import CancelledFitError, Epoch, PeerFailedError, RankResult, Timings, run_alone, run_rank
 from jobs.workers import workers_of
 
 # How long the other ranks have to tell what really happened, once one of them failed.
@@ -101,6 +101,8 @@ class Trainer:
         Longest wait of a rank for the others: when they meet (data is opened then) and in each step.
     hardware
         Which workers train; see `choose_workers`. `cpu` keeps the ranks off CUDA as well.
+    n_threads
+        torch's, of each rank; None is as many as its worker has. The last digits can depend on it.
 
     Notes
     -----
@@ -119,6 +121,7 @@ class Trainer:
     world_size: int = 1
     timeout_s: float = 600.0
     hardware: Hardware = "auto"
+    n_threads: int | None = None
 
     def fit(self, client: Client, on_progress: Callable[[int, int], None] | None = None) -> TrainResult:
         """Train on `client`'s workers.
@@ -139,7 +142,7 @@ class Trainer:
         Exception
             What a rank's model, data or loss raised.
         """
-        plan = Plan(**{name: getattr(self, name) for name in Plan.__dataclass_fields__})
+        plan = self._plan()
         workers = choose_workers(client, self.world_size, self.hardware)
         n_total = self.epochs * self.data.n_samples
         run = f"fit-{uuid.uuid4().hex[:12]}"
@@ -168,6 +171,21 @@ class Trainer:
             finally:
                 client.cancel(futures, force=True)
         return _assemble(results)
+
+    def fit_here(self) -> TrainResult:
+        """Train in this process, without Dask; `world_size` is 1.
+
+        Raises
+        ------
+        SpecError
+            When the loss is not finite any more.
+        Exception
+            What model, data or loss raised.
+        """
+        return _assemble([run_alone(self._plan(), self.hardware == "cpu")])
+
+    def _plan(self) -> Plan:
+        return Plan(**{name: getattr(self, name) for name in Plan.__dataclass_fields__})
 
     def _submit_rank(
         self, client: Client, worker: str, rank: int, plan: Plan, address: tuple[str, int], run: str

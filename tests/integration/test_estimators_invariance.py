@@ -23,6 +23,8 @@ from jobs.estimators import (
     LinearRegression,
     LinearSVM,
     LogisticRegression,
+    MLPClassifier,
+    MLPRegressor,
     Ridge,
     TfidfVectorizer,
     als,
@@ -107,6 +109,13 @@ def from_documents(model: Any, n_blocks: int, client: Client) -> Any:
     return model.fit(scattered([block.tolist() for block in cut(documents, n_blocks)], client))
 
 
+def flat(value: Any) -> NDArray[Any]:
+    """One array of an attribute, also where that is a list of arrays of several shapes."""
+    return np.concatenate([np.ravel(part) for part in value]) if isinstance(value, list) else np.array(value)
+
+
+# A step has micro-batches for four ranks.
+STEPS: dict[str, Any] = {"max_iter": 3, "batch_size": 64, "micro_batch_size": 16}
 CASES: dict[str, tuple[Any, Fit, list[str]]] = {
     "LinearRegression": (LinearRegression(), from_table(1), ["coef_", "intercept_", "standard_errors_", "r2_"]),
     "Ridge": (Ridge(3.0), from_table(1), ["coef_", "intercept_"]),
@@ -134,6 +143,8 @@ CASES: dict[str, tuple[Any, Fit, list[str]]] = {
         from_sparse_weighted,
         ["coef_", "intercept_", "objective_"],
     ),
+    "MLPClassifier": (MLPClassifier((8, 4), **STEPS), from_table(2), ["coefs_", "intercepts_", "loss_curve_"]),
+    "MLPRegressor": (MLPRegressor((8, 4), **STEPS), from_table(1), ["coefs_", "intercepts_", "loss_curve_"]),
     "KMeans": (KMeans(5), from_table(0), ["cluster_centers_", "inertia_", "n_iter_", "history_"]),
     "KMeans, weighted": (
         KMeans(5),
@@ -165,7 +176,7 @@ def test_the_result_does_not_depend_on_blocks_and_workers(
     monkeypatch.setattr(als, "_SMALL", 0)  # else one worker alone would do it
     model, fit, attributes = CASES[name]
     fitted = fit(clone(model), n_blocks, client)
-    found = {attribute: np.array(getattr(fitted, attribute)) for attribute in attributes}
+    found = {attribute: flat(getattr(fitted, attribute)) for attribute in attributes}
     # The first combination that ran is what all others are compared with.
     for attribute, expected in _found.setdefault(name, found).items():
         scale = max(float(np.abs(expected).max()), 1e-300)

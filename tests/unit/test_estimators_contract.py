@@ -25,11 +25,15 @@ from jobs.estimators import (
     LinearRegression,
     LinearSVM,
     LogisticRegression,
+    MLPClassifier,
+    MLPRegressor,
     Ridge,
     TfidfVectorizer,
 )
 
-ESTIMATORS = [LinearRegression(), Ridge(), LogisticRegression(), LinearSVM(), KMeans(2, n_init=1)]
+# Small and quick to learn: the checks fit them a few hundred times.
+NETWORKS = [MLPClassifier((16,), learning_rate_init=0.01), MLPRegressor((16,), learning_rate_init=0.01)]
+ESTIMATORS = [LinearRegression(), Ridge(), LogisticRegression(), LinearSVM(), KMeans(2, n_init=1), *NETWORKS]
 TRANSFORMERS = [NMF(2), ExplicitALS(4), ImplicitALS(4), ImplicitALS(4, n_cg_steps=0)]
 LINEAR = [LogisticRegression(tol=1e-11), LinearSVM(tol=1e-11)]
 
@@ -57,7 +61,8 @@ def table() -> tuple[pd.DataFrame, pd.Series]:
 
 
 def learned(model: Any) -> NDArray[np.float64]:
-    return np.hstack([np.ravel(getattr(model, name)) for name in ("coef_", "cluster_centers_") if hasattr(model, name)])
+    arrays = [getattr(model, name) for name in ("coef_", "cluster_centers_") if hasattr(model, name)]
+    return np.hstack([np.ravel(array) for array in arrays + getattr(model, "coefs_", [])])
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS + LINEAR, ids=lambda estimator: type(estimator).__name__)
