@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from jobs.estimators import kmeans_kernels as kernels
-from jobs.estimators.blocks import runner
+from jobs.estimators.blocks import is_cut, runner
 from jobs.estimators.inputs import Blocks, checked_blocks, map_rows
 from jobs.estimators.kmeans_kernels import Array, Assigned, Floats
 from jobs.estimators.kmeans_start import start_centres
@@ -56,7 +56,7 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
     history_ : list of float
         Inertia before each of these iterations.
     labels_ : ndarray of int32, shape (n,)
-        Cluster of each row, where X is in memory; `predict` gives them for Dask collections, lazily.
+        Cluster of each row, where X is in memory; `predict` gives them for Dask collections, lazily, and for blocks.
     n_features_in_ : int
     """
 
@@ -107,7 +107,7 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         best = next(fit for fit in fits if fit.inertia <= least * (1 + _ALIKE))
         self.cluster_centers_, self.inertia_, self.history_ = best
         self.n_iter_ = len(self.history_)
-        if not is_dask_collection(X):
+        if not (is_dask_collection(X) or is_cut(X)):
             self.labels_ = self.predict(X)
         return self
 

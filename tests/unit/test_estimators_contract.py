@@ -30,6 +30,7 @@ from jobs.estimators import (
     Ridge,
     TfidfVectorizer,
 )
+from tests.threads import threads
 
 # Small and quick to learn: the checks fit them a few hundred times.
 NETWORKS = [MLPClassifier((16,), learning_rate_init=0.01), MLPRegressor((16,), learning_rate_init=0.01)]
@@ -88,6 +89,30 @@ def test_arrays_frames_and_dask_collections_give_the_same(estimator: Any) -> Non
         with pytest.raises(ValueError, match=message):
             model.predict(wrong)
     assert not hasattr(model.fit(inputs[2][0], inputs[2][1]), "feature_names_in_")
+
+
+@pytest.mark.parametrize("estimator", [LinearRegression(), Ridge(), KMeans(2)], ids=lambda e: type(e).__name__)
+def test_blocks_here_and_on_workers_give_what_their_rows_give(estimator: Any) -> None:
+    frame, target = table()
+    rows, y = frame.to_numpy(), target.to_numpy(float)
+    oracle = clone(estimator).fit(rows, y)
+    cuts = [slice(0, 70), slice(70, 70), slice(70, 240)]
+    here = [[values[cut] for cut in cuts] for values in (rows, y)]
+    with threads(2) as client:
+        there = [[client.submit(lambda block=block: block, pure=False) for block in blocks] for blocks in here]
+        for X, targets in (here, there):
+            model = clone(estimator).fit(X, targets)
+            np.testing.assert_allclose(learned(model), learned(oracle), rtol=1e-9)
+            predicted = model.predict(X)
+            assert len(predicted) == 3
+            if X is there[0]:
+                predicted = client.gather(predicted)
+            np.testing.assert_allclose(np.concatenate(predicted), oracle.predict(rows), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"X: blocks of 3, 4 columns"):
+        clone(estimator).fit([rows[:9], rows[9:, :3]], [y[:9], y[9:]])
+    if not isinstance(estimator, KMeans):
+        with pytest.raises(ValueError, match=r"y: its blocks are not as long as those of X; cut both alike"):
+            clone(estimator).fit([rows[:9], rows[9:]], [y[:8], y[8:]])
 
 
 @pytest.mark.parametrize("estimator", [e for e in ESTIMATORS if is_classifier(e)], ids=lambda e: type(e).__name__)
