@@ -73,6 +73,9 @@ def run_summary(console: Console, run_url: str, manifest: Manifest) -> None:
         style = "bold" if name == manifest.headline else ""
         made.add_row(Text(name, style=style), Text(value_text(value), style=style))
     console.print(made)
+    if manifest.tuning is not None:
+        chosen = ", ".join(f"{name} {value_text(value)}" for name, value in manifest.tuning.params.items())
+        line(console, f"tuned   {chosen}; the best of {len(manifest.tuning.trials)} trials")
     line(console, f"run     {run_url}")
     for file in manifest.files:
         if file.name == "report.html":

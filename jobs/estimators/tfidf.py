@@ -21,7 +21,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from jobs.estimators.blocks import add, as_blocks, runner
+from jobs.estimators.blocks import Runner, add, as_blocks, runner
 from jobs.estimators.compiled import IS_CACHED
 from jobs.estimators.words import Words, murmur3, split
 
@@ -134,20 +134,21 @@ class TfidfVectorizer(BaseEstimator):
         EmptyVocabularyError
             When there is no word, or no term is left within the limits.
         """
-        self._fit(as_blocks(documents))
+        self._fitted(as_blocks(documents), is_weighed=False)
         return self
 
     def fit_transform(self, documents: Any, y: Any = None) -> Any:
         """Learn vocabulary and document frequencies; return the weights. Documents are split into words once."""
-        blocks = as_blocks(documents)
-        return self._like(documents, self._weights(self._fit(blocks)))
+        return self._like(documents, self._fitted(as_blocks(documents), is_weighed=True))
 
     def transform(self, documents: Any) -> Any:
         """Return the weights of documents; terms that are not in the vocabulary are left out."""
         if not hasattr(self, "idf_"):
             raise NotFittedError("this TfidfVectorizer is not fitted; call fit first")
         blocks = as_blocks(documents)
-        return self._like(documents, self._weights(runner(blocks).map(count_terms, blocks, analyzer=self.analyzer())))
+        run = runner(blocks)
+        counts = run.map(count_terms, blocks, analyzer=self.analyzer())
+        return self._like(documents, self._weights(counts, run.share(self.idf_)))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -186,42 +187,51 @@ class TfidfVectorizer(BaseEstimator):
             return np.asarray([f"#{column}" for column in range(self.n_hashed)], dtype=object)
         return np.asarray(self.vocabulary_.to_pylist(), dtype=object)
 
-    def _fit(self, blocks: list[Any]) -> list[Any]:
-        """Learn from blocks; return their counts, where they are."""
+    def _fitted(self, blocks: list[Any], is_weighed: bool) -> list[Any]:
+        """Learn from blocks; return their weights, where they are, if they are wanted."""
         run = runner(blocks)
         counts = run.map(count_terms, blocks, analyzer=self.analyzer())
-        if self.mode == "hashed":
-            # By worker: each column's number travels once from each, not once from each block.
-            self.n_documents_, self.document_frequency_ = run.total(
-                add, run.map(_hashed_frequencies, *run.grouped(counts))
+        if self.mode == "exact":
+            self._learn_terms(run, counts)
+            return self._weights(counts, run.share(self.idf_)) if is_weighed else []
+        self.vocabulary_: pa.Array = None
+        # By worker, and where the documents are: a column's number travels once from each, not once from each block.
+        frequencies = run.combined(add, run.map(_hashed_frequencies, run.grouped(blocks, counts)[1]))
+        # The weights wait for the sum, not for it to be seen here.
+        weights = self._weights(counts, run.map(_idf, [frequencies])[0]) if is_weighed else []
+        [(self.n_documents_, self.document_frequency_)] = run.gather([frequencies])
+        self._learn_idf()
+        return weights
+
+    def _learn_terms(self, run: Runner, counts: list[Any]) -> None:
+        """Learn the vocabulary from counts of terms."""
+        self.n_documents_ = run.total(add, run.map(_n_rows, counts))
+        table = run.combined(_merge_terms, run.map(_frequencies, counts))
+        limits = (self.min_df, self.max_df)
+        at_least, at_most = (limit if isinstance(limit, int) else limit * self.n_documents_ for limit in limits)
+        limited = run.map(_limited, [table], at_least=at_least, at_most=at_most, max_features=self.max_features)
+        n_terms, (self.vocabulary_, self.document_frequency_) = run.gather(limited)[0]
+        if n_terms and not len(self.vocabulary_):
+            raise EmptyVocabularyError(
+                f"min_df={self.min_df}, max_df={self.max_df}: none of {n_terms} terms is left; widen them"
             )
-            self.vocabulary_: pa.Array = None
-        else:
-            self.n_documents_ = run.total(add, run.map(_n_rows, counts))
-            table = run.combined(_merge_terms, run.map(_frequencies, counts))
-            limits = (self.min_df, self.max_df)
-            at_least, at_most = (limit if isinstance(limit, int) else limit * self.n_documents_ for limit in limits)
-            limited = run.map(_limited, [table], at_least=at_least, at_most=at_most, max_features=self.max_features)
-            n_terms, (self.vocabulary_, self.document_frequency_) = run.gather(limited)[0]
-            if n_terms and not len(self.vocabulary_):
-                raise EmptyVocabularyError(
-                    f"min_df={self.min_df}, max_df={self.max_df}: none of {n_terms} terms is left; widen them"
-                )
+        self._learn_idf()
+
+    def _learn_idf(self) -> None:
         if self.n_documents_ == 0 or not self.document_frequency_.any():
             raise EmptyVocabularyError(
                 f"min_token_length={self.min_token_length}: no word in any of {self.n_documents_} documents; "
                 "shorten it, or read other documents"
             )
-        self.idf_ = np.log((1 + self.n_documents_) / (1 + self.document_frequency_)) + 1
-        return counts
+        self.idf_: NDArray[np.float64] = _idf((self.n_documents_, self.document_frequency_))
 
-    def _weights(self, counts: list[Any]) -> list[Any]:
+    def _weights(self, counts: list[Any], idf: Any) -> list[Any]:
         run = runner(counts)
         return run.map(
             _weigh,
             counts,
             vocabulary=run.share(self.vocabulary_) if self.vocabulary_ is not None else None,
-            idf=run.share(self.idf_),
+            idf=idf,
             sublinear_tf=self.sublinear_tf,
         )
 
@@ -300,6 +310,12 @@ def _hashed_frequencies(counts: list[TermCounts]) -> tuple[int, NDArray[np.int64
     width = counts[0].matrix.shape[1]
     frequencies = sum(np.bincount(each.matrix.indices, minlength=width) for each in counts)
     return sum(map(_n_rows, counts)), np.asarray(frequencies)
+
+
+def _idf(frequencies: tuple[int, NDArray[np.int64]]) -> NDArray[np.float64]:
+    """Return ln((1 + n) / (1 + df)) + 1 of the number of documents and document frequencies."""
+    n, df = frequencies
+    return np.asarray(np.log((1 + n) / (1 + df)) + 1)
 
 
 def _frequencies(counts: TermCounts) -> pa.Table:

@@ -37,19 +37,20 @@ def tuning_sections(tuning: TuningRecord | None) -> list[Section]:
     ]
     title = f"Tuning: {len(tuning.trials)} trials, {tuning.metric} on validation rows"
     columns = ["", "candidate", "resource", *names, tuning.metric, "seconds", "error"]
-    return [
-        Table(title, columns, rows),
-        Curves("Best so far", "trial", tuning.metric, {"with the full resource": _best_so_far(tuning, full)}),
-    ]
+    if not any(trial.error for trial in tuning.trials):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return [Table(title, columns, rows), Curves("Best so far", "trial", tuning.metric, _best_so_far(tuning))]
 
 
-def _best_so_far(tuning: TuningRecord, full: float) -> list[tuple[float, float]]:
-    points: list[tuple[float, float]] = []
+def _best_so_far(tuning: TuningRecord) -> dict[str, list[tuple[float, float]]]:
+    """Return a line for each rung."""
+    lines: dict[str, list[tuple[float, float]]] = {}
     better = max if tuning.is_more_better else min
     for number, trial in enumerate(tuning.trials, start=1):
-        if trial.value is not None and trial.resource >= full:
-            points.append((float(number), better(trial.value, points[-1][1]) if points else trial.value))
-    return points
+        if trial.value is not None:
+            line = lines.setdefault(f"resource {trial.resource:.3g}", [])
+            line.append((float(number), better(trial.value, line[-1][1]) if line else trial.value))
+    return lines
 
 
 def _shown(value: object) -> str | int | float:
