@@ -11,20 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from jobs.estimators import linear_passes as passes
 from jobs.estimators.blocks import Runner, add, as_blocks, is_cut, runner
-from jobs.estimators.hessian import MOST_WEIGHTS, hessian, solved
+from jobs.estimators.hessian import MOST_WEIGHTS, solved
 from jobs.estimators.inputs import checked_blocks, keep_columns, map_rows
+from jobs.estimators.linear_passes import Floats, Loss
 from jobs.estimators.sample_weights import weights_of_blocks
 
-Floats = NDArray[np.float64]
 OnIteration = Callable[[int, float], None]
 
 _MAX_CG_STEPS = 100
@@ -32,16 +31,6 @@ _MAX_HALVINGS = 30
 _ARMIJO = 1e-4
 # What sums of losses may be wrong by, relative to the sum.
 _ROUNDING = 1e-12
-
-
-class Loss(Protocol):
-    """A loss of scores z of shape (n_rows, n_columns) against class numbers y."""
-
-    def value_and_slope(self, z: Floats, y: NDArray[np.intp]) -> tuple[Floats, Floats, Any]:
-        """Return the loss of each row, its gradient by z, and what `curve` needs."""
-
-    def curve(self, state: Any, direction: Floats) -> Floats:
-        """Return the second derivative by z, times a direction in z."""
 
 
 class LinearClassifier(ClassifierMixin, BaseEstimator):
@@ -141,7 +130,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             x_blocks, y_blocks, w_blocks = blocks.rows, blocks.targets, blocks.weights
         run = runner(x_blocks)
         w_blocks = weights_of_blocks(run, w_blocks, x_blocks)
-        counts: dict[Any, float] = run.total(_add_counts, run.map(_class_counts, y_blocks, w_blocks))
+        counts: dict[Any, float] = run.total(passes.add_counts, run.map(passes.class_counts, y_blocks, w_blocks))
         if not counts:
             raise ValueError("sample_weight: every row has a weight of zero; give some rows a weight above zero")
         self.classes_ = np.asarray(sorted(counts))
@@ -161,12 +150,12 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         """Return scores, (n_rows, n_classes), or (n_rows,) where there are two classes; by block where X is blocks."""
         check_is_fitted(self)
         n_columns = len(self.intercept_)
-        return self._mapped(_scores, X, np.float64, n_columns if n_columns > 1 else None)
+        return self._mapped(passes.scores, X, np.float64, n_columns if n_columns > 1 else None)
 
     def predict(self, X: Any) -> Any:
         """Return the class of each row; by block where X is blocks."""
         check_is_fitted(self)
-        return self._mapped(_predicted, X, self.classes_.dtype, classes=self.classes_)
+        return self._mapped(passes.predicted, X, self.classes_.dtype, classes=self.classes_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -236,8 +225,8 @@ class _Problem:
         self.loss = model.loss
         self.is_one_vs_rest = model.is_one_vs_rest
         self.n_passes = 0
-        self.groups = run.grouped(X, run.map(_encoded, y, row_weights, classes=model.classes_))
-        n_features, is_dense = run.gather(run.map(_kind, X[:1]))[0]
+        self.groups = run.grouped(X, run.map(passes.encoded, y, row_weights, classes=model.classes_))
+        n_features, is_dense = run.gather(run.map(passes.kind, X[:1]))[0]
         n_columns = len(class_weights) if len(class_weights) > 2 else 1
         self.shape = (n_features + model.fit_intercept, n_columns)
         self.is_small = is_dense and self.shape[0] * self.shape[1] <= MOST_WEIGHTS
@@ -251,25 +240,25 @@ class _Problem:
         """Return the objective, its gradient, and the state of each group, which stays on the workers."""
         self.n_passes += 1
         passed = self.run.map(
-            _loss_pass,
+            passes.loss_pass,
             *self.groups,
             weights=self.run.share(weights),
             loss=self.loss,
             class_weights=self.class_weights,
             has_intercept=self.has_intercept,
         )
-        value, slope = self.run.total(add, self.run.map(_sums, passed))
+        value, slope = self.run.total(add, self.run.map(passes.sums, passed))
         return (
             value + 0.5 * float(np.vdot(weights, self.penalty * weights)),
             slope + self.penalty * weights,
-            self.run.map(_state, passed),
+            self.run.map(passes.state, passed),
         )
 
     def curved(self, states: list[Any], direction: Floats) -> Floats:
         """Return the second derivative times a direction."""
         self.n_passes += 1
         passed = self.run.map(
-            _curve_pass,
+            passes.curve_pass,
             self.groups[0],
             states,
             direction=self.run.share(direction),
@@ -283,7 +272,7 @@ class _Problem:
         if self.is_small:
             self.n_passes += 1
             passed = self.run.map(
-                _hessian_pass,
+                passes.hessian_pass,
                 self.groups[0],
                 states,
                 n_columns=self.shape[1],
@@ -316,109 +305,3 @@ def _is_flat(value: float, slope: Floats, new_value: float, new_slope: Floats) -
     """Return whether the values differ by rounding alone, while the gradient is halved at least."""
     is_equal = abs(new_value - value) <= _ROUNDING * abs(value)
     return is_equal and bool(np.linalg.norm(new_slope) < 0.5 * np.linalg.norm(slope))
-
-
-class _Targets(NamedTuple):
-    """Of a block's rows: the numbers of their classes (n,), and their weights (n,) or None."""
-
-    numbers: NDArray[np.intp]
-    weights: Floats | None
-
-
-def _class_counts(y: Any, weights: Floats | None) -> dict[Any, float]:
-    """Return the weight of all rows of each class that has any."""
-    if weights is None:
-        names, counts = np.unique(np.asarray(y), return_counts=True)
-        return dict(zip(names.tolist(), counts.tolist(), strict=True))
-    names, numbers = np.unique(np.asarray(y)[weights > 0], return_inverse=True)
-    return dict(zip(names.tolist(), np.bincount(numbers, weights[weights > 0]).tolist(), strict=True))
-
-
-def _add_counts(left: dict[Any, float], right: dict[Any, float]) -> dict[Any, float]:
-    return {name: left.get(name, 0) + right.get(name, 0) for name in {**left, **right}}
-
-
-def _encoded(y: Any, weights: Floats | None, classes: NDArray[Any]) -> _Targets:
-    numbers = np.searchsorted(classes, np.asarray(y))
-    # A row of weight 0 can be of a class that is none; any number will do for it.
-    return _Targets(numbers if weights is None else np.minimum(numbers, len(classes) - 1), weights)
-
-
-def _kind(X: Any) -> tuple[int, bool]:
-    """Return the number of columns, and whether the block is dense."""
-    return int(X.shape[1]), isinstance(X, np.ndarray)
-
-
-def _times(X: Any, weights: Floats, has_intercept: bool) -> Floats:
-    return np.asarray(X @ weights[:-1] + weights[-1] if has_intercept else X @ weights)
-
-
-def _back(X: Any, rows: Floats, has_intercept: bool) -> Floats:
-    product = np.asarray(X.T @ rows)
-    return np.vstack([product, rows.sum(axis=0)]) if has_intercept else product
-
-
-def _loss_pass(
-    xs: list[sparse.csr_array],
-    targets: list[_Targets],
-    weights: Floats,
-    loss: Loss,
-    class_weights: Floats,
-    has_intercept: bool,
-) -> tuple[float, Floats, list[Any]]:
-    """Return loss, gradient, and for each block its rows' weights with the state of the loss."""
-    value, slope, states = 0.0, np.zeros_like(weights), []
-    for x, (y, sample_weights) in zip(xs, targets, strict=True):
-        row_weights = class_weights[y] if sample_weights is None else class_weights[y] * sample_weights
-        losses, slopes, state = loss.value_and_slope(_times(x, weights, has_intercept), y)
-        value += float(row_weights @ losses)
-        slope += _back(x, row_weights[:, None] * slopes, has_intercept)
-        states.append((row_weights, state))
-    return value, slope, states
-
-
-def _sums(passed: tuple[float, Floats, list[Any]]) -> tuple[float, Floats]:
-    return passed[:2]
-
-
-def _state(passed: tuple[float, Floats, list[Any]]) -> list[Any]:
-    return passed[2]
-
-
-def _curve_pass(
-    xs: list[sparse.csr_array], states: list[Any], direction: Floats, loss: Loss, has_intercept: bool
-) -> Floats:
-    total = np.zeros_like(direction)
-    for x, (row_weights, state) in zip(xs, states, strict=True):
-        curved = loss.curve(state, _times(x, direction, has_intercept))
-        total += _back(x, row_weights[:, None] * curved, has_intercept)
-    return total
-
-
-def _hessian_pass(
-    xs: list[Floats], states: list[Any], n_columns: int, loss: Loss, has_intercept: bool, is_one_vs_rest: bool
-) -> Floats:
-    curvatures = []
-    for row_weights, state in states:
-        curvature = np.empty((len(row_weights), n_columns, n_columns))
-        for column in range(n_columns):
-            along = np.zeros((len(row_weights), n_columns))
-            along[:, column] = 1
-            curvature[:, :, column] = row_weights[:, None] * loss.curve(state, along)
-        curvatures.append(curvature)
-    return hessian(xs, curvatures, has_intercept, is_one_vs_rest)
-
-
-def row_scores(X: Any, model: tuple[Floats, Floats]) -> Floats:
-    """Return the scores of a block's rows, (n_rows, n_columns), under the model (weights, intercepts)."""
-    return np.asarray(X @ model[0] + model[1])
-
-
-def _scores(X: Any, model: tuple[Floats, Floats]) -> Floats:
-    scores = row_scores(X, model)
-    return scores[:, 0] if scores.shape[1] == 1 else scores
-
-
-def _predicted(X: Any, model: tuple[Floats, Floats], classes: NDArray[Any]) -> NDArray[Any]:
-    scores = _scores(X, model)
-    return classes[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)]

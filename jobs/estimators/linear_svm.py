@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.estimators.linear_classifier import LinearClassifier, Loss
+from jobs.estimators.linear_classifier import LinearClassifier
+from jobs.estimators.linear_passes import Loss
 
 Floats = NDArray[np.float64]
 

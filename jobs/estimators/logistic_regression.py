@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 from sklearn.utils.validation import check_is_fitted
 
-from jobs.estimators.linear_classifier import LinearClassifier, Loss, row_scores
+from jobs.estimators.linear_classifier import LinearClassifier
+from jobs.estimators.linear_passes import Loss, row_scores
 
 Floats = NDArray[np.float64]
 

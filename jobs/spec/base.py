@@ -32,6 +32,17 @@ class Params(StrictModel):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random choice: split, start, sample order.")
 
 
+class PartitionedParams(Params):
+    """What pipelines take that read tables in partitions."""
+
+    blocksize_mb: float | None = Field(
+        None,
+        gt=0,
+        description="Size of the partitions in which files are read, MB; null: 32, or less where workers are small. "
+        "Changes no result.",
+    )
+
+
 class Input(StrictModel):
     """Where the data is."""
 

@@ -6,13 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from jobs.spec.base import Params
+from jobs.spec.base import PartitionedParams
 
 Name = Annotated[str, Field(min_length=1)]
 Function = Literal["count", "sum", "mean", "std", "min", "max"]
 
 
-class GroupByParams(Params):
+class GroupByParams(PartitionedParams):
     """Groups of a table's rows and what their columns add up to; the table may be larger than the workers' memory."""
 
     by: tuple[Name, ...] = Field(min_length=1, description="Columns whose values make a group.")
@@ -23,12 +23,6 @@ class GroupByParams(Params):
     )
     missing: Literal["group", "drop"] = Field(
         "group", description="Rows without a value in one of `by`: a group of their own, or left out."
-    )
-    blocksize_mb: float | None = Field(
-        None,
-        gt=0,
-        description="Size of the partitions in which files are read, MB; null: 32, or less where workers are small. "
-        "Changes no result.",
     )
 
     @model_validator(mode="after")

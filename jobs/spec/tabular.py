@@ -4,10 +4,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from jobs.spec.base import Params
+from jobs.spec.base import PartitionedParams
 
 
-class TableParams(Params):
+class TableParams(PartitionedParams):
     """Which columns of the table are used, and how."""
 
     features: tuple[str, ...] | None = Field(None, description="Columns to use; by default all others.")
@@ -17,12 +17,6 @@ class TableParams(Params):
     )
     max_categories: int = Field(
         100, ge=2, description="Most distinct values of a column of categories; each becomes a column of 0 and 1."
-    )
-    blocksize_mb: float | None = Field(
-        None,
-        gt=0,
-        description="Size of the partitions in which files are read, MB; null: 32, or less where workers are small. "
-        "Changes no result.",
     )
 
     @model_validator(mode="after")
