@@ -121,7 +121,7 @@ async def _from_holder(worker: Any, key: str) -> Any:
         found, *_ = await gather_from_workers(holders, rpc=worker.rpc)
         if key in found:
             return found[key]
-    raise WorkersLostError(f"{key}: no worker holds this block of rows any more; fit again")
+    raise WorkersLostError(f"{key}: no worker holds this block of rows any more, its worker was lost; fit again")
 
 
 def as_float32(rows: Any) -> Float32s:

@@ -75,7 +75,7 @@ def files_under(url: str) -> list[storage.StoredFile]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_killed_at_twenty_random_points_and_run_again_a_run_is_committed_once(job_file: Path, client: Client) -> None:
     scheduler = client.scheduler.address
     finish(job_file, "warm-up", scheduler)

@@ -66,13 +66,13 @@ def test_an_input_that_changes_between_the_passes_is_refused(
 
 
 def test_groups_of_blocks_fit_into_a_share_of_a_workers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    with threads(2, memory_limit="1GiB") as client:
+    with threads(2, memory_limit="1TiB") as client:
         futures = client.map(lambda number: np.full(1000, float(number)), range(40), pure=False)
         run = blocks.runner(futures)
         [groups] = run.grouped(futures)
         assert len(groups) == 2
         # Of 16 kB, two blocks of 8 kB and no third.
-        monkeypatch.setattr(blocks, "_SHARE_OF_MEMORY", 16_500 / 2**30)
+        monkeypatch.setattr(blocks, "_SHARE_OF_MEMORY", 16_500 / 2**40)
         [groups] = run.grouped(futures)
         assert max(map(len, groups)) <= 2
         assert sorted(future.key for group in groups for future in group) == sorted(future.key for future in futures)
@@ -85,7 +85,7 @@ def test_a_memory_that_is_no_size_or_too_small_is_a_wrong_spec(memory: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_table_larger_than_all_memory_is_grouped_and_fitted_within_the_limit(tmp_path: Path) -> None:
     readings(tmp_path, 3.5e8)
     limit = 512 * 2**20

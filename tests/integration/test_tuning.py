@@ -195,7 +195,7 @@ def test_every_other_pipeline_can_be_tuned(pipeline: str, client: Client, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_killed_search_goes_on_and_ends_like_one_that_was_not(
     far_from_zero: str, client: Client, tmp_path: Path
 ) -> None:
