@@ -246,12 +246,18 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# YAML 1.2 takes 1e-4 for a number; PyYAML, which reads YAML 1.1, for text.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def _override(content: dict[str, Any], item: str) -> None:
     path, equals, text = item.partition("=")
     if not equals or not all(path.split(".")):
         raise SpecError(f"--set {item}: not of the form key=value; write for example --set params.seed=1")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise SpecError(f"--set {item}: the value is not valid YAML; quote it") from error
     *parents, last = path.split(".")

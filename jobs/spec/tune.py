@@ -92,4 +92,6 @@ class Tune(StrictModel):
             raise ValueError(f"resource: {self.resource!r} is in the space as well; remove it from one of them")
         if "seed" in self.space:
             raise ValueError("space: seed is no param to choose by its luck; remove it")
+        if "test_fraction" in self.space:
+            raise ValueError("space: test_fraction says which rows are set aside, not how to fit; remove it")
         return self

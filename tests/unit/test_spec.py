@@ -131,3 +131,13 @@ def test_the_schema_has_a_branch_a_pipeline_with_every_param_described() -> None
         assert set(properties) == set(model.model_fields)
         assert all(value.get("description") for value in properties.values())
     json.dumps(schema)
+
+
+def test_a_number_with_an_exponent_needs_no_point(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        "pipeline: kmeans\nparams: {tol: 1e-3}\ninput: {url: x}\noutput: 1e\nrun_id: e1-4\n"
+    )
+    job = load(tmp_path / "job.yaml", ["params.n_clusters=9"])
+    assert job.params.model_dump()["tol"] == 1e-3
+    assert (job.output, job.run_id) == ("1e", "e1-4")
+    assert load(tmp_path / "job.yaml", ["params.tol=2E-4"]).params.model_dump()["tol"] == 2e-4

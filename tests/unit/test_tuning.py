@@ -187,6 +187,7 @@ RATE = {"low": 1e-4, "high": 0.1, "scale": "log"}
         ({"space": {"hidden": {"choices": [[3], ["x"]]}}}, r"tune.space.hidden: \[.x.\]: .*integer"),
         ({"space": {"hidden": {"choices": [[3]]}}}, "tune.space.hidden.choices"),
         ({"space": {"seed": {"low": 1, "high": 9}}}, "seed is no param to choose by its luck"),
+        ({"space": {"test_fraction": {"low": 0.1, "high": 0.9}}}, "test_fraction says which rows are set aside"),
         ({"space": {"learning_rate": RATE}, "resource": "epochs"}, "resource: belongs to strategy successive_halving"),
         ({"space": {"learning_rate": RATE}, "n_trials": 1}, "tune.n_trials: 1"),
         ({"space": {"learning_rate": RATE}, "metric": "speed"}, "tune.mode: whether more of 'speed' is better"),
