@@ -157,6 +157,7 @@ class Attempt:
         self.id = f"{stamp}-{uuid.uuid4().hex[:12]}"
         self.url = storage.join(run_url, "attempts", self.id)
         self._files: dict[str, FileRecord] = {}
+        self._is_committed = False
 
     @property
     def files(self) -> list[FileRecord]:
@@ -185,14 +186,16 @@ class Attempt:
         # When an answer is lost, the repeated PUT finds our own manifest: whose attempt it names decides.
         standing = manifest if storage.create(url, data) else read_manifest(self.run_url)
         if standing.attempt == self.id:
+            self._is_committed = True
             self._remove_others()
         else:
             self.discard()
         return standing
 
     def discard(self) -> None:
-        """Remove the files of this attempt."""
-        storage.remove_tree(self.url)
+        """Remove the files of this attempt, unless it is the one that was committed: whatever fails then, they stay."""
+        if not self._is_committed:
+            storage.remove_tree(self.url)
 
     def _remove_others(self) -> None:
         folder = storage.join(self.run_url, "attempts")

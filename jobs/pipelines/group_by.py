@@ -35,9 +35,10 @@ _N_LARGEST = 20
 
 @dataclass(frozen=True)
 class Prepared:
-    """Each partition's groups, on the workers, and from where values are seen."""
+    """Each partition's groups, on the workers, their sizes, and from where values are seen."""
 
     parts: list[Future]
+    sizes: list[Size]
     origin: dict[str, float]
 
 
@@ -74,14 +75,13 @@ def prepare(job: Job, loaded: Input) -> Prepared:
         raise InputError(
             f"{job.spec.input.url}: all {job.n_rows} rows lack a value of params.by; set params.missing to group"
         )
-    return Prepared(parts, origin)
+    return Prepared(parts, sizes, origin)
 
 
 def fit(job: Job, prepared: Prepared) -> Model:
     """Merge the partial results."""
     params = job.params
-    sizes: list[Size] = job.map(tasks.size_of, prepared.parts)
-    parts = list(prepared.parts)
+    sizes, parts = prepared.sizes, list(prepared.parts)
     prepared.parts.clear()  # merged ones stand for them
     limit = memory_limit(job.client)
     most = min(_MOST_BYTES, limit // _SHARE) if limit else _MOST_BYTES

@@ -94,3 +94,12 @@ def test_a_foreign_file_in_the_manifests_place_is_refused(run_url: str) -> None:
     storage.write_bytes(f"{run_url}/manifest.json", b'{"something": "else"}')
     with pytest.raises(OutputError, match=r"manifest.json: not a manifest of Daskyard"):
         read_manifest(run_url)
+
+
+def test_what_fails_after_the_commit_takes_no_file_with_it(run_url: str) -> None:
+    attempt = Attempt(run_url)
+    attempt.write_bytes("a.txt", b"abc")
+    attempt.commit(manifest_of(attempt))
+    attempt.discard()
+    [file] = read_manifest(run_url).files
+    assert storage.read_bytes(file.url) == b"abc"
