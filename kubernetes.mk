@@ -15,7 +15,7 @@ JOB_VALUES ?= $(if $(IS_KIND),operator_config/kind-jobs.yaml)
 IMAGE_SUFFIX = $(if $(filter gpu,$(DEVICE)),-gpu)
 # Of one release, since each release finds something new. It pins old libraries and so has an environment of its own.
 CHECKOV ?= checkov==3.3.30
-EXAMPLES := cifar10_one_epoch newsgroups movielens_explicit movielens_implicit california bio_kmeans adult_mlp
+EXAMPLES := cifar10_one_epoch newsgroups movielens_explicit movielens_implicit california bio_kmeans adult_mlp adult_groups
 values = $(foreach file,$(1),--values $(file))
 needs = @for tool in $(1); do command -v $$tool >/dev/null || { echo "missing: $$tool; install it, then run make $@ again" >&2; exit 1; }; done
 

@@ -16,7 +16,7 @@ from jobs.estimators.blocks import is_cut, runner
 from jobs.estimators.inputs import Blocks, checked_blocks, map_rows
 from jobs.estimators.kmeans_kernels import Array, Assigned, Floats
 from jobs.estimators.kmeans_start import start_centres
-from jobs.estimators.moments import Moments, merged, moments
+from jobs.estimators.moments import Moments, merged
 from jobs.estimators.sample_weights import weights_of_blocks
 
 # Starts whose inertias differ by no more than this have ended alike: rounding must not choose between them.
@@ -236,7 +236,7 @@ class _Far(NamedTuple):
 
 
 def _moments(blocks: list[Array], weights: list[Floats | None]) -> Moments:
-    return reduce(merged, (moments(rows, None, each, False) for rows, each in zip(blocks, weights, strict=True)))
+    return reduce(merged, (kernels.moments(rows, each) for rows, each in zip(blocks, weights, strict=True)))
 
 
 def _assigned(blocks: list[Array], weights: list[Floats | None], centres: Floats) -> Assigned:

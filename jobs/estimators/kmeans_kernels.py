@@ -8,18 +8,18 @@ where its scores are too close to tell, the distances are summed up one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.estimators.compiled import IS_CACHED
+from jobs.estimators.moments import Moments
+from jobs.estimators.sample_weights import checked_weights
 
 # Rows whose distances are computed at a time: 1,024 × 16 float64 are 128 KiB.
 _CHUNK = 1024
-# Centres whose middle is farther from the origin than four times their spread are moved to it.
-_FAR = 16.0
 
 Array = NDArray[np.floating]
 Floats = NDArray[np.float64]
@@ -49,13 +49,31 @@ def assigned(blocks: Sequence[Array], centres: Floats, weights: Sequence[Floats 
 
     `weights` has those of the rows of each block (n,), float64, or None.
     """
-    n_sets, k, p = centres.shape
-    flat = centres.reshape(n_sets * k, p)
-    found = Assigned(np.zeros(flat.shape), np.zeros(len(flat)), np.zeros(n_sets))
+    view = _view(centres)
+    found = Assigned(np.zeros(centres.shape), np.zeros(centres.shape[:2]), np.zeros(len(centres)))
     for block, of_rows in zip(blocks, weights or [None] * len(blocks), strict=True):
-        rows = np.ascontiguousarray(block)
-        _assign(rows, of_rows, *_view(flat, rows.dtype), k, *found)
-    return Assigned(found.sums.reshape(centres.shape), found.counts.reshape(n_sets, k), found.inertias)
+        _assign(np.ascontiguousarray(block), of_rows, view, *found)
+    return found
+
+
+def moments(rows: Array, weights: Floats | None) -> Moments:
+    """Return what `jobs.estimators.moments.moments` returns without products: as exact, but for constant columns.
+
+    Squares are summed about the mean of the first chunk. It is within √(n / chunk) deviations of the block's, which
+    costs n / chunk units in the last place.
+    """
+    rows = np.ascontiguousarray(rows)
+    n, weight, firsts = len(rows), float(len(rows)), rows[:_CHUNK]
+    if weights is not None:
+        weights = checked_weights(weights, rows)
+        counted = np.flatnonzero(weights)
+        n, weight, firsts = len(counted), float(weights.sum()), rows[counted[:_CHUNK]]
+    origin = firsts.mean(axis=0, dtype=np.float64) if n else np.zeros(rows.shape[1])
+    sums, squares = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    _add_moments(rows, weights, origin, sums, squares)
+    with np.errstate(invalid="ignore", over="ignore"):  # the caller reports what is not finite
+        offset = sums / (weight or 1.0)
+        return Moments(n, weight, origin + offset, np.maximum(squares - sums * offset, 0.0))
 
 
 def added(a: Assigned, b: Assigned) -> Assigned:
@@ -66,7 +84,7 @@ def added(a: Assigned, b: Assigned) -> Assigned:
 def nearest(rows: Array, centres: Floats) -> Labels:
     """Return the number of each row's nearest centre (n,); the first of equally near ones."""
     rows = np.ascontiguousarray(rows)
-    return _labels(rows, *_view(centres, rows.dtype))
+    return _labels(rows, _view(centres[None]))
 
 
 def near(rows: Array, centres: Floats) -> Near:
@@ -80,109 +98,135 @@ def distances(rows: Array, centres: Floats) -> Floats:
     return _distances(np.ascontiguousarray(rows), centres)
 
 
-def _view(centres: Floats, dtype: Any) -> tuple[Floats, Array, bool, Array, Array, float]:
-    """Return centres, and how rows are scored by them: |x − c|² − |x|² = |c|² − 2 x·c.
+class _View(NamedTuple):
+    """Of s sets of centres (s, k, p): how rows are scored by them in float32, |x − c|² − |x|² = |c|² − 2 x·c.
 
-    Far from the origin both terms would be huge and their difference nothing but rounding errors: where the centres
-    are, all are seen from their middle.
+    Rows and centres are seen from the centres' middle, the origin, where their distances are not lost to rounding, and
+    scaled so that nothing overflows.
 
-    Returns
-    -------
-    centres, origin, is_far : ndarray (k, p), ndarray (p,), bool
-        Whether rows are seen from that origin.
-    weights, offsets : ndarray (p, k), ndarray (k,)
+    Attributes
+    ----------
+    origin, scale : ndarray (p,), float
+        What is taken off a row, and what it is then multiplied by: a power of two.
+    weights, offsets : ndarray (s, p, k) and (s, k), float32
         A seen row times the weights, plus the offsets, is its scores.
-    largest : float
-        |c|² at most.
+    largest : float32
+        |c|² at most, as seen.
     """
-    origin = centres.mean(axis=0).astype(dtype)
-    is_far = float(origin @ origin) > _FAR * float(((centres - origin) ** 2).sum(axis=1).max())
-    moved = centres - origin if is_far else centres
-    norms = np.einsum("ij,ij->i", moved, moved)
-    weights = (-2.0 * moved.T).astype(dtype, order="C")
-    return np.ascontiguousarray(centres), origin, is_far, weights, norms.astype(dtype), float(norms.max())
+
+    centres: Floats
+    origin: Floats
+    scale: float
+    weights: NDArray[np.float32]
+    offsets: NDArray[np.float32]
+    largest: np.float32
+
+
+def _view(centres: Floats) -> _View:
+    centres = np.ascontiguousarray(centres)
+    origin = centres.mean(axis=(0, 1))
+    moved = centres - origin
+    farthest = float(np.abs(moved).max())
+    scale = float(np.ldexp(1.0, -np.frexp(farthest)[1])) if np.isfinite(farthest) else 1.0
+    moved *= scale
+    norms = np.einsum("sij,sij->si", moved, moved).astype(np.float32)
+    weights = (-2.0 * moved.transpose(0, 2, 1)).astype(np.float32, order="C")
+    return _View(centres, origin, scale, weights, norms, norms.max())
 
 
 @numba.njit(nogil=True, cache=IS_CACHED)
-def _assign(rows, of_rows, centres, origin, is_far, weights, offsets, largest, k, sums, counts, inertias):  # type: ignore[no-untyped-def]
-    scores = np.empty((min(_CHUNK, len(rows)), len(centres)), rows.dtype)
+def _assign(rows, of_rows, view, sums, counts, inertias):  # type: ignore[no-untyped-def]
+    seen, scores, margins = _scratch(rows, view)
     labels = np.empty(len(scores), np.int32)
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
-        margin = _score(chunk, origin, is_far, weights, offsets, largest, scores)
+        _see(chunk, view, seen, margins)
         for place in range(len(inertias)):
-            _nearest(chunk, scores, margin, centres, place * k, place * k + k, labels)
+            _score(seen[: len(chunk)], view, place, scores)
+            _nearest(chunk, scores, margins, view.centres[place], labels)
+            of_set = view.centres[place], sums[place], counts[place]
             # Decided by the argument's type, before this is compiled: rows without weights do not pay for the question.
             if of_rows is None:
-                inertias[place] += _accumulate(chunk, labels, centres, sums, counts)
+                inertias[place] += _accumulate(chunk, labels, *of_set)
             else:
-                inertias[place] += _accumulate_weighted(
-                    chunk, of_rows[start : start + _CHUNK], labels, centres, sums, counts
-                )
+                inertias[place] += _accumulate_weighted(chunk, of_rows[start : start + _CHUNK], labels, *of_set)
 
 
 @numba.njit(nogil=True, cache=IS_CACHED)
-def _labels(rows, centres, origin, is_far, weights, offsets, largest):  # type: ignore[no-untyped-def]
+def _labels(rows, view):  # type: ignore[no-untyped-def]
+    seen, scores, margins = _scratch(rows, view)
     labels = np.empty(len(rows), np.int32)
-    scores = np.empty((min(_CHUNK, len(rows)), len(centres)), rows.dtype)
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
-        margin = _score(chunk, origin, is_far, weights, offsets, largest, scores)
-        _nearest(chunk, scores, margin, centres, 0, len(centres), labels[start : start + _CHUNK])
+        _see(chunk, view, seen, margins)
+        _score(seen[: len(chunk)], view, 0, scores)
+        _nearest(chunk, scores, margins, view.centres[0], labels[start : start + _CHUNK])
     return labels
 
 
 @numba.njit(nogil=True, cache=IS_CACHED)
-def _score(chunk, origin, is_far, weights, offsets, largest, scores):  # type: ignore[no-untyped-def]
-    """Write the scores of some rows; return what the difference of two scores of a row can be wrong by."""
-    seen = chunk
-    if is_far:
-        seen = chunk - origin
-    found = scores[: len(seen)]
-    np.dot(seen, weights, found)
+def _scratch(rows, view):  # type: ignore[no-untyped-def]
+    """Return room for a chunk of rows as seen, their scores, and their margins."""
+    n = min(_CHUNK, len(rows))
+    k = view.offsets.shape[1]
+    return np.empty((n, rows.shape[1]), np.float32), np.empty((n, k), np.float32), np.empty(n, np.float32)
+
+
+@numba.njit(nogil=True, cache=IS_CACHED)
+def _see(chunk, view, seen, margins):  # type: ignore[no-untyped-def]
+    """Write rows as they are seen, and by how much the difference of two scores of a row can be wrong."""
+    _move(chunk, view.origin, view.scale, seen, margins)
+    # Sums of p products, what comes before and after, and factors that are themselves rounded.
+    error = np.float32((chunk.shape[1] + 8) * np.finfo(np.float32).eps)
+    for i in range(len(chunk)):
+        margins[i] = error * (margins[i] + view.largest)
+
+
+@numba.njit(nogil=True, cache=IS_CACHED)
+def _score(seen, view, place, scores):  # type: ignore[no-untyped-def]
+    found, offsets = scores[: len(seen)], view.offsets[place]
+    np.dot(seen, view.weights[place], found)
     for i in range(found.shape[0]):
         for j in range(found.shape[1]):
             found[i, j] += offsets[j]
-    # Sums of p products, and what comes before and after.
-    error = (chunk.shape[1] + 8) * np.finfo(chunk.dtype).eps
-    return error * (_longest(seen) + largest)
 
 
 @numba.njit(nogil=True, cache=IS_CACHED, fastmath={"reassoc", "contract", "nsz"})
-def _longest(rows):  # type: ignore[no-untyped-def]
-    """Return |x|² at most."""
-    longest = 0.0
+def _move(rows, origin, scale, seen, squares):  # type: ignore[no-untyped-def]
+    """Write rows as seen from the origin, and their |x|²."""
     for i in range(rows.shape[0]):
-        square = rows.dtype.type(0)
+        square = np.float32(0)
         for j in range(rows.shape[1]):
-            square += rows[i, j] * rows[i, j]
-        longest = max(longest, np.float64(square))
-    return longest
+            value = np.float32((np.float64(rows[i, j]) - origin[j]) * scale)
+            seen[i, j] = value
+            square += value * value
+        squares[i] = square
 
 
 @numba.njit(nogil=True, cache=IS_CACHED, fastmath=True)
-def _least(scores, first, stop):  # type: ignore[no-untyped-def]
-    least = scores[first]
-    for j in range(first + 1, stop):
+def _least(scores):  # type: ignore[no-untyped-def]
+    least = scores[0]
+    for j in range(1, len(scores)):
         least = min(least, scores[j])
     return least
 
 
 @numba.njit(nogil=True, cache=IS_CACHED)
-def _nearest(rows, scores, margin, centres, first, stop, labels):  # type: ignore[no-untyped-def]
-    """Write which of the centres `first` … `stop` is nearest to each row."""
+def _nearest(rows, scores, margins, centres, labels):  # type: ignore[no-untyped-def]
+    """Write which of the centres is nearest to each row."""
     for i in range(rows.shape[0]):
-        limit = _least(scores[i], first, stop) + margin
+        limit = _least(scores[i]) + margins[i]
         # Without a branch, the compiler takes several centres at a time; the sum is the label if only one is near.
         n_near, label = 0, 0
-        for j in range(first, stop):
+        for j in range(scores.shape[1]):
             is_near = scores[i, j] <= limit
             n_near += is_near
             label += is_near * j
-        if n_near > 1:
-            least = np.inf
-            for j in range(first, stop):
-                if scores[i, j] <= limit:
+        is_beyond = not np.isfinite(margins[i])  # of float32: the scores say nothing
+        if n_near != 1 or is_beyond:
+            label, least = 0, np.inf
+            for j in range(scores.shape[1]):
+                if is_beyond or scores[i, j] <= limit:
                     square = _square(rows[i], centres[j])
                     if square < least:
                         label, least = j, square
@@ -229,6 +273,17 @@ def _accumulate_weighted(rows, weights, labels, centres, sums, counts):  # type:
         for j in range(rows.shape[1]):
             sums[label, j] += weight * np.float64(rows[i, j])
     return inertia
+
+
+@numba.njit(nogil=True, cache=IS_CACHED)
+def _add_moments(rows, weights, origin, sums, squares):  # type: ignore[no-untyped-def]
+    """Add up rows and squares as seen from the origin."""
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            gap = np.float64(rows[i, j]) - origin[j]
+            left = gap if weights is None else gap * weights[i]
+            sums[j] += left
+            squares[j] += left * gap
 
 
 @numba.njit(nogil=True, cache=IS_CACHED)

@@ -97,8 +97,8 @@ def log(job: str) -> str:
     return kubectl("logs", f"{job}-runner", check=False)
 
 
-def wait_end(job: str, timeout_s: float = 300) -> str:
-    """Wait for a job's end and return its status."""
+def wait_end(job: str, timeout_s: float = 900) -> str:
+    """Wait for a job's end and return its status; two slow cores that carry a cluster too need minutes for an epoch."""
     return str(wait(f"the end of {job}", lambda: status(job) in ("Successful", "Failed") and status(job), timeout_s, 1))
 
 
