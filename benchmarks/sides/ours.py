@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -17,10 +17,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from dask import delayed
-from distributed import Client, LocalCluster, wait
+from distributed import Client, wait
 from scipy import sparse
 
 from benchmarks.sides.serve import Work, serve
+from jobs.cluster import connected
 from jobs.estimators.als import ExplicitALS, ImplicitALS
 from jobs.estimators.als_blocks import InteractionBlocks
 from jobs.estimators.kmeans import KMeans
@@ -28,6 +29,8 @@ from jobs.estimators.linear_regression import LinearRegression
 from jobs.estimators.logistic_regression import LogisticRegression
 from jobs.estimators.tfidf import TfidfVectorizer
 
+# Clusters, until the process ends.
+_OPEN = ExitStack()
 # Blocks that a table is cut into: several a worker, as a reader makes them.
 _N_BLOCKS = 8
 
@@ -122,11 +125,7 @@ def explicit_als(folder: Path) -> Work:
 
 @cache
 def _client(n_workers: int) -> Client:
-    # At the end workers go with what they hold, and say so.
-    cluster = LocalCluster(
-        n_workers=n_workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
-    )
-    return Client(cluster)
+    return _OPEN.enter_context(connected(n_workers))
 
 
 def _scattered(values: Sequence[Any], n_workers: int = 2) -> list[Any]:
@@ -152,7 +151,8 @@ def _on_workers(file: Path) -> da.Array:
 
 
 if __name__ == "__main__":
-    serve(
-        [kmeans, kmeans_own_start, linear_regression, logistic_regression, tfidf, implicit_als, explicit_als],
-        ["daskyard", "dask", "distributed", "numpy", "scipy", "numba"],
-    )
+    with _OPEN:
+        serve(
+            [kmeans, kmeans_own_start, linear_regression, logistic_regression, tfidf, implicit_als, explicit_als],
+            ["daskyard", "dask", "distributed", "numpy", "scipy", "numba"],
+        )

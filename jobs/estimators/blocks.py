@@ -26,8 +26,8 @@ _FEW = 4
 _SHARE_OF_MEMORY = 0.1
 # Bytes up to which a model travels with every task that needs it, which is quicker than to fetch it.
 _SMALL = 1 << 18
-# Passes whose partial sums, if small, stay on the workers for a while. Letting go of them is a message, and what follows
-# a message within 10 ms (of the client) or 5 ms (of the scheduler) waits: as a rule that is the next pass.
+# Passes whose partial sums, if small, stay on the workers for a while. Letting go of them is a message, and what
+# follows a message within 10 ms (of the client) or 5 ms (of the scheduler) waits: as a rule that is the next pass.
 _HELD = 32
 
 
@@ -45,6 +45,10 @@ class InProcess:
     def combined(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
         """Combine the parts from left to right."""
         return reduce(combine, parts)
+
+    def few(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> list[Any]:
+        """Combine the parts from left to right, into one."""
+        return [reduce(combine, parts)]
 
     def total(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
         """Combine the parts from left to right."""
@@ -86,9 +90,13 @@ class OnWorkers:
         """Combine futures in a tree on the workers, neighbours first; the result stays there."""
         return self._reduced(combine, parts, 1)[0]
 
+    def few(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> list[Any]:
+        """Combine futures in a tree on the workers until a few are left, for whoever wants the sum to combine."""
+        return self._reduced(combine, parts, _FEW)
+
     def total(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
         """Combine futures in a tree on the workers; fetch the last few, and combine them here."""
-        few = self._reduced(combine, parts, _FEW)
+        few = self.few(combine, parts)
         found = reduce(combine, self.client.gather(few))
         if sizeof(found) > _SMALL or len(self._held) == _HELD:
             self._held.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Literal
 
 import numba
@@ -196,10 +197,10 @@ class TfidfVectorizer(BaseEstimator):
             return self._weights(counts, run.share(self.idf_)) if is_weighed else []
         self.vocabulary_: pa.Array = None
         # By worker, and where the documents are: a column's number travels once from each, not once from each block.
-        frequencies = run.combined(add, run.map(_hashed_frequencies, run.grouped(blocks, counts)[1]))
+        parts = run.few(add, run.map(_hashed_frequencies, run.grouped(blocks, counts)[1]))
         # The weights wait for the sum, not for it to be seen here.
-        weights = self._weights(counts, run.map(_idf, [frequencies])[0]) if is_weighed else []
-        [(self.n_documents_, self.document_frequency_)] = run.gather([frequencies])
+        weights = self._weights(counts, run.map(_idf_of, [parts])[0]) if is_weighed else []
+        self.n_documents_, self.document_frequency_ = reduce(add, run.gather(parts))
         self._learn_idf()
         return weights
 
@@ -301,6 +302,27 @@ def counted(ids: Any, starts: Any, n_terms: int) -> Any:
     return counts[:n].copy(), indices[:n].copy(), ends
 
 
+@numba.njit(nogil=True, cache=IS_CACHED)
+def weighed(counts: Any, indices: Any, indptr: Any, idf: Any, sublinear_tf: bool) -> Any:
+    """Return the weights of counts in CSR arrays, float32; each row's squares add up to 1."""
+    weights = np.empty(len(counts), np.float32)
+    for row in range(len(indptr) - 1):
+        squares = 0.0
+        for at in range(indptr[row], indptr[row + 1]):
+            weight = _weight(counts[at], idf[indices[at]], sublinear_tf)
+            squares += weight * weight
+        length = np.sqrt(squares)
+        for at in range(indptr[row], indptr[row + 1]):
+            weights[at] = _weight(counts[at], idf[indices[at]], sublinear_tf) / length
+    return weights
+
+
+@numba.njit(nogil=True, cache=IS_CACHED)
+def _weight(count: Any, idf: Any, sublinear_tf: bool) -> Any:
+    times = np.float64(count)
+    return (np.log(times) + 1.0 if sublinear_tf else times) * idf
+
+
 def _n_rows(counts: TermCounts) -> int:
     return int(counts.matrix.shape[0])
 
@@ -316,6 +338,10 @@ def _idf(frequencies: tuple[int, NDArray[np.int64]]) -> NDArray[np.float64]:
     """Return ln((1 + n) / (1 + df)) + 1 of the number of documents and document frequencies."""
     n, df = frequencies
     return np.asarray(np.log((1 + n) / (1 + df)) + 1)
+
+
+def _idf_of(parts: list[tuple[int, NDArray[np.int64]]]) -> NDArray[np.float64]:
+    return _idf(reduce(add, parts))
 
 
 def _frequencies(counts: TermCounts) -> pa.Table:
@@ -366,20 +392,19 @@ def _weigh(
 ) -> sparse.csr_array:
     """Turn a block's counts into TF-IDF weights with columns in order."""
     matrix = counts.matrix
-    data, indices, indptr = matrix.data.astype(np.float64), matrix.indices, matrix.indptr
+    data, indices, indptr = matrix.data, matrix.indices, matrix.indptr
     if vocabulary is not None:
         columns = pc.fill_null(pc.index_in(counts.terms, vocabulary), -1).to_numpy()
         known = columns[indices]
         is_known = known >= 0
         indptr = np.concatenate(([0], np.cumsum(is_known)))[indptr]
-        data, indices = data[is_known], known[is_known]
-    if sublinear_tf:
-        data = np.log(data) + 1
-    data *= idf[indices]
-    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    data /= np.sqrt(np.bincount(rows, weights=data * data, minlength=len(indptr) - 1))[rows]
+        data, indices = data[is_known], known[is_known].astype(np.int32)
     weights = sparse.csr_array(
-        (data.astype(np.float32), indices.astype(np.int32), indptr.astype(np.int32 if len(data) < 2**31 else np.int64)),
+        (
+            weighed(data, indices, indptr, idf, sublinear_tf),
+            indices,
+            indptr.astype(np.int32 if len(data) < 2**31 else np.int64, copy=False),
+        ),
         shape=(len(indptr) - 1, len(idf)),
     )
     weights.sort_indices()

@@ -129,6 +129,36 @@ def test_the_nearest_centre_of_a_row_does_not_depend_on_the_rows_beside_it(dtype
         np.testing.assert_array_equal(np.concatenate(cut), labels)
 
 
+@pytest.mark.parametrize("scale", [1e-120, 1e-25, 1.0, 1e25, 1e150])
+@pytest.mark.parametrize("outlier", [0.0, 1e30])
+def test_scores_in_single_precision_choose_as_distances_in_double_would(scale: float, outlier: float) -> None:
+    rng = np.random.default_rng(1)
+    rows, centres = rng.normal(size=(3000, 7)), rng.normal(size=(20, 7))
+    # Pairs of centres that single precision takes for one, and rows between them.
+    centres[10:] = centres[:10] * (1 + 1e-9 * rng.normal(size=(10, 7)))
+    rows[:1000] = centres[rng.integers(0, 20, 1000)]
+    rows[::100] += outlier
+    squares = ((rows[:, None] - centres) ** 2).sum(axis=2)
+    labels = kernels.nearest(rows * scale, centres * scale)
+    np.testing.assert_allclose(squares[np.arange(len(rows)), labels], squares.min(axis=1), rtol=1e-13, atol=1e-28)
+    np.testing.assert_array_equal(labels[:1000], squares[:1000].argmin(axis=1))
+
+
+def test_moments_of_a_block_are_those_of_its_columns() -> None:
+    rng = np.random.default_rng(2)
+    rows = rng.normal(1e6, 1, size=(5000, 3))
+    rows[0] = 1e9  # the first row is no place to look from
+    weights = rng.integers(0, 3, 5000).astype(float)
+    for given in (None, weights):
+        used = np.ones(5000) if given is None else given
+        found = kernels.moments(rows, given)
+        means = np.average(rows, axis=0, weights=used)
+        assert (found.n, found.weight) == (np.count_nonzero(used), used.sum())
+        np.testing.assert_allclose(found.means, means, rtol=1e-12)
+        np.testing.assert_allclose(found.products, (used[:, None] * (rows - means) ** 2).sum(axis=0), rtol=1e-9)
+    assert kernels.moments(rows[:0], None).n == 0
+
+
 def test_an_empty_cluster_takes_the_farthest_row() -> None:
     X = np.array([[0.0], [0.1], [0.2], [10.0], [10.1], [50.0]])
     table = _Table(checked_blocks(KMeans(), X))
