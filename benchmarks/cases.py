@@ -166,6 +166,7 @@ CASES = (
         {"n_workers": 2},
         {"n_workers": 1},
         peer_threads=1,
+        n=15,
         unit="MB/s",
     ),
     Case(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +30,7 @@ class NotAvailableError(Exception):
 
 
 class Side:
-    """A side that has loaded a case.
+    """A side that has loaded a case. Its processes are stopped while it is not asked: they cost the other nothing.
 
     Parameters
     ----------
@@ -53,6 +55,7 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self.versions: dict[str, str] = self._ask({"versions": True})
         self._ask({"load": work, "folder": str(folder), "settings": dict(settings)})
@@ -76,6 +79,7 @@ class Side:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
         self._process.stdin.close()
         try:
             self._process.wait(60)
@@ -88,6 +92,7 @@ class Side:
         assert self._process.stdout is not None
         deadline = threading.Timer(_DEADLINE, self._process.kill)
         deadline.start()
+        self._signal(signal.SIGCONT)
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
@@ -96,9 +101,15 @@ class Side:
             answer = ""
         finally:
             deadline.cancel()
+            self._signal(signal.SIGSTOP)
         if not answer:
             raise RuntimeError(f"{' '.join(self._process.args[1:])}: ended at {order}; what it said is above")  # type: ignore[index]
         return dict(json.loads(answer))
+
+    def _signal(self, number: int) -> None:
+        """Send a signal to all processes of the side."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
 
 def _python(module: str) -> str:

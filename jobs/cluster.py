@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 import dask
 from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
+from distributed.system import MEMORY_LIMIT
 
 from jobs.errors import DaskyardError, SpecError, WorkersLostError
 
@@ -21,14 +23,22 @@ _LOCAL = {
     # A job whose workers are all gone ends with an error after this time instead of waiting for ever.
     "distributed.scheduler.no-workers-timeout": "60s",
     "distributed.scheduler.allowed-failures": 2,
-    # Arrays up to 4 MiB reuse memory that was freed. As Dask starts workers, glibc returns all of 128 KiB or more to
-    # the system each time, which costs a fifth of the work on text.
-    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 4 << 20,
     # A process looks after itself less often: with Dask's 10 and 20 ms, idle ones take 7 % of a core.
     "distributed.worker.profile.interval": "100ms",
     "distributed.admin.tick.interval": "200ms",
     "distributed.admin.system-monitor.interval": "1s",
 }
+
+
+def _memory_settings(limit: int) -> dict[str, int]:
+    """Return what workers of so many bytes are told of freed memory: keep some, as glibc would if Dask let it.
+
+    Dask has it return all of 128 KiB or more to the system each time, and for the next array each page is cleared
+    anew: a fifth of the work on text. glibc's own bounds end at 32 and 64 MiB; where memory is little, less is kept.
+    """
+    reused = min(max(limit // 64, 4 << 20), 32 << 20)
+    environ = "distributed.nanny.pre-spawn-environ."
+    return {f"{environ}MALLOC_MMAP_THRESHOLD_": reused, f"{environ}MALLOC_TRIM_THRESHOLD_": 2 * reused}
 
 
 @contextmanager
@@ -64,9 +74,9 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
     for name in ("distributed.nanny", "distributed.sizeof"):
         logging.getLogger(name).setLevel(logging.ERROR)
     n_workers = n_workers or len(os.sched_getaffinity(0))
-    limit = "auto" if memory is None else _bytes(memory)
+    limit = MEMORY_LIMIT // n_workers if memory is None else _bytes(memory)
     with (
-        dask.config.set(_LOCAL),
+        dask.config.set(_LOCAL | _memory_settings(limit)),
         LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
@@ -75,8 +85,19 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
             dashboard_address="127.0.0.1:0",
         ) as cluster,
         Client(cluster) as client,
+        _frozen(),
     ):
         yield client
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Keep what there is out of the garbage collector's sight: to go through it all stops the scheduler for 0.2 s."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _bytes(memory: str) -> int:

@@ -31,7 +31,7 @@ from jobs.estimators.tfidf import TfidfVectorizer
 
 # Clusters, until the process ends.
 _OPEN = ExitStack()
-# Blocks that a table is cut into: several a worker, as a reader makes them.
+# Blocks that tables and texts are cut into: four a worker, as the readers make them.
 _N_BLOCKS = 8
 
 
@@ -74,7 +74,7 @@ def tfidf(folder: Path, n_workers: int) -> Work:
     documents = pa.array(json.loads((folder / "documents.json").read_text()), pa.large_string())
     # Equal shares of the text, as a reader cuts files.
     sizes = np.cumsum(pc.binary_length(documents))
-    cuts = np.searchsorted(sizes, np.linspace(0, sizes[-1], 33))
+    cuts = np.searchsorted(sizes, np.linspace(0, sizes[-1], _N_BLOCKS + 1))
     cuts[-1] = len(documents)
     # A slice would take all of the array with it when it travels.
     blocks = [pa.concat_arrays([documents[a:b]]) for a, b in pairwise(cuts)]
