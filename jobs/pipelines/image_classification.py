@@ -34,8 +34,9 @@ from jobs.pipelines.image_blocks import (
 )
 from jobs.readers import images as readers
 from jobs.training.convnet import ConvNet, ConvNetConfig, ImageData, nesterov_sgd, smoothed_cross_entropy, triangle
+from jobs.training.hardware import choose_workers
 from jobs.training.shards import Shards, commit_index
-from jobs.training.trainer import Trainer, TrainResult, choose_workers
+from jobs.training.trainer import Trainer, TrainResult
 
 _MAX_BAD_SHARE = 0.01
 _BLOCK_IMAGES = 1024

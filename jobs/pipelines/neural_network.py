@@ -19,9 +19,10 @@ from jobs.pipelines.tabular import Loaded, Prepared
 from jobs.pipelines.tabular_tasks import regression_sums
 from jobs.readers.table_profile import has_too_many
 from jobs.report.sections import Curves, Matrix, Table
+from jobs.training.hardware import choose_workers
 from jobs.training.mlp import MLP, TableData, adamw, cross_entropy, squared_error, warm_up_and_cosine
 from jobs.training.shards import ShardInfo, Shards, commit_index, write_shard
-from jobs.training.trainer import Trainer, TrainResult, choose_workers
+from jobs.training.trainer import Trainer, TrainResult
 
 Floats = NDArray[np.float64]
 

@@ -14,7 +14,9 @@ from jobs.storage.files import (
     open_input,
     options_fs,
     read_bytes,
+    read_versioned,
     remove_tree,
+    replace,
     write_bytes,
 )
 
@@ -28,6 +30,8 @@ __all__ = [
     "open_input",
     "options_fs",
     "read_bytes",
+    "read_versioned",
     "remove_tree",
+    "replace",
     "write_bytes",
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import hashlib
 import os
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +17,10 @@ from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
 import fsspec
+import fsspec.asyn
 from fsspec.core import url_to_fs
 
-from jobs.errors import StorageError, StorageMissingError
+from jobs.errors import StorageDeniedError, StorageError, StorageMissingError
 from jobs.storage.errors import mapped, s3_code
 
 P = ParamSpec("P")
@@ -27,6 +31,12 @@ N_TRIES = 4
 FIRST_PAUSE_S = 0.25
 # botocore would wait 60 s for a connection, and then do it again four times.
 _S3_CLIENT = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 1}}
+# How S3 refuses a conditional PUT: the object is another, is gone, or is being written by somebody else right now.
+_REFUSED = {"PreconditionFailed", "NoSuchKey", "ConditionalRequestConflict"}
+_MARK = "daskyard-write"
+# A lock is held while one small file is written; a disk that takes longer has other troubles.
+_LOCK_S = 10.0
+_MEMORY_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -81,11 +91,7 @@ def write_bytes(url: str, data: bytes) -> None:
     """Write `data` to `url`, over what was there. A local file appears whole or not at all."""
     fs, path = options_fs(url)
     with mapped(url):
-        if _is_local(fs):
-            with _temporary_beside(path, data) as temporary:
-                os.replace(temporary, path)
-        else:
-            fs.pipe_file(path, data)
+        _write(fs, path, data, is_new=False)
 
 
 @_retried
@@ -97,11 +103,7 @@ def create(url: str, data: bytes) -> bool:
     fs, path = options_fs(url)
     with mapped(url):
         try:
-            if _is_local(fs):
-                with _temporary_beside(path, data) as temporary:
-                    os.link(temporary, path)
-            else:
-                fs.pipe_file(path, data, mode="create")
+            _write(fs, path, data, is_new=True)
         except FileExistsError:
             return False
         except OSError as error:
@@ -109,6 +111,39 @@ def create(url: str, data: bytes) -> bool:
                 return False
             raise
         return True
+
+
+@_retried
+def read_versioned(url: str) -> tuple[bytes, str]:
+    """Return the bytes of `url` and their version, for `replace`: S3's ETag, elsewhere the SHA-256 of the bytes.
+
+    Raises
+    ------
+    StorageMissingError
+        When there is nothing.
+    """
+    fs, path = options_fs(url)
+    with mapped(url):
+        if _speaks(fs, "s3"):
+            content, version = fsspec.asyn.sync(fs.loop, _get, fs, path)
+            return bytes(content), str(version)
+        content = bytes(fs.cat_file(path))
+        return content, _sha256(content)
+
+
+def replace(url: str, data: bytes, version: str | None) -> str | None:
+    """Write `data` to `url` if its version is still `version`, or if there is nothing and `version` is None.
+
+    Atomic: of many callers with the same `version` exactly one gets the new version, the others get None (S3: a PUT
+    with If-Match; local disks: a lock on a hidden file beside it). For small files: one PUT holds all of it.
+
+    Raises
+    ------
+    StorageDeniedError
+        When this kind of storage has no conditional writes.
+    """
+    # The mark tells our own write from another of the same bytes, where its answer was lost and it is tried again.
+    return _replace(url, data, version, mark=uuid.uuid4().hex)
 
 
 @_retried
@@ -179,8 +214,89 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-def _is_local(fs: Any) -> bool:
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+def _speaks(fs: Any, protocol: str) -> bool:
+    return protocol in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def _write(fs: Any, path: str, data: bytes, is_new: bool) -> None:
+    """Write a file whole; where it `is_new`, raise FileExistsError (or what S3 says) rather than write over another."""
+    if _speaks(fs, "file"):
+        with _temporary_beside(path, data) as temporary:
+            (os.link if is_new else os.replace)(temporary, path)
+    else:
+        fs.pipe_file(path, data, mode="create" if is_new else "overwrite")
+
+
+async def _get(fs: Any, path: str) -> tuple[bytes, str]:
+    """Content and ETag out of one answer: of two requests the second may meet another version."""
+    bucket, key, _ = fs.split_path(path)
+    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
+    try:
+        return await answer["Body"].read(), answer["ETag"]
+    finally:
+        answer["Body"].close()
+
+
+@_retried
+def _replace(url: str, data: bytes, version: str | None, mark: str) -> str | None:
+    fs, path = options_fs(url)
+    with mapped(url):
+        if _speaks(fs, "s3"):
+            return _put_if(fs, path, data, version, mark)
+        if not _speaks(fs, "file") and not _speaks(fs, "memory"):
+            raise StorageDeniedError(f"{url}: this storage has no conditional writes; use s3:// or a path")
+        if version is not None and not fs.exists(path):
+            return None  # before the lock, which would make a folder anew that somebody removed
+        with _locked_beside(path) if _speaks(fs, "file") else _MEMORY_LOCK:
+            try:
+                if version is not None and _sha256(fs.cat_file(path)) != version:
+                    return None
+                _write(fs, path, data, is_new=version is None)
+            except (FileExistsError, FileNotFoundError):
+                return None
+        return _sha256(data)
+
+
+def _put_if(fs: Any, path: str, data: bytes, version: str | None, mark: str) -> str | None:
+    bucket, key, _ = fs.split_path(path)
+    condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+    try:
+        # Not pipe_file: it cuts large files into parts, and then sends no condition.
+        answer = fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, Metadata={_MARK: mark}, **condition)
+        return str(answer["ETag"])
+    except Exception as error:
+        if s3_code(error) not in _REFUSED:
+            raise
+    # s3fs and `_retried` repeat a PUT whose answer was lost: what refuses the second may be the first.
+    try:
+        standing = fs.call_s3("head_object", Bucket=bucket, Key=key)
+    except FileNotFoundError:
+        return None
+    return str(standing["ETag"]) if standing.get("Metadata", {}).get(_MARK) == mark else None
+
+
+@contextmanager
+def _locked_beside(path: str) -> Iterator[None]:
+    """Hold a lock between processes. Its file stays, as removing it would let two processes lock two files."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder or ".", exist_ok=True)
+    with open(os.path.join(folder, f".{name}.lock"), "ab") as file:
+        deadline = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"{path}: another process has held {file.name} for {_LOCK_S:.0f} s; end it, then try again"
+                    ) from error
+                time.sleep(random.uniform(0.001, 0.01))
+        yield  # closing the file gives the lock back
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @contextmanager

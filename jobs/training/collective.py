@@ -1,155 +1,253 @@
-"""The ranks' meeting place and their one collective: a sum over all ranks of a float64 buffer.
+"""One generation's process group: the ranks meet, sum float64 buffers, and hand their state to those that lack it.
 
-The process group is built straight on a key-value store that rank 0's worker hosts, never as torch.distributed's
-global default: ranks may be threads of one process, several fits may run at once, and nothing is left behind.
+Ranks come and go, a group does not change: whenever they do, those that are there form the next generation. Its
+meeting place is a key-value store in the process of its first member, so that a store is lost only with a member, and
+then the generation is over anyway. The process group is built straight on the store, never as torch.distributed's
+global default.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from distributed import get_worker
-from distributed.comm import get_address_host
+from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore  # torch.distributed hides their types
+
+_MEETING_POLL_S = 0.005
+# Everyone has arrived when the connections are made: who is not there in this time has died since.
+_CONNECT_TIMEOUT_S = 10.0
+_CHUNK_BYTES = 256 << 20
+# A group with a peer that hangs cannot be taken down before it answers; it stays until the process ends.
+_abandoned: list[Any] = []
 
 
 class CollectiveError(RuntimeError):
-    """The other ranks cannot be reached (any more), or did not answer in time."""
+    """The other ranks cannot be reached (any more), or did not answer in time, or form a new generation."""
 
 
-class StoreHost:
-    """A key-value store on the worker that made it, which lives as long as Dask keeps this object there.
+@dataclass(frozen=True)
+class Peer:
+    """A member as others see it: who, where its store is, and which GPU it has (None: it computes on the CPU)."""
 
-    Pickling it (Dask may try when it moves or spills results) keeps the address only.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self.address = (own_host(), 0)
-        self._store: TCPStore | None = TCPStore(
-            self.address[0],
-            0,
-            is_master=True,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=timeout_s),
-        )
-        self.address = (self.address[0], self._store.port)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"address": self.address, "_store": None}
+    member: str
+    host: str
+    port: int
+    gpu: str | None
 
 
-def store_address(host: StoreHost) -> tuple[str, int]:
-    """Return the store's host and port; runs where the store is."""
-    return host.address
+@dataclass(frozen=True)
+class Form:
+    """A generation: its number and its members in order of their ranks."""
+
+    generation: int
+    peers: tuple[Peer, ...]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Who they are."""
+        return tuple(peer.member for peer in self.peers)
 
 
-def own_host() -> str:
-    """Return the address at which other workers reach this one."""
-    return str(get_address_host(get_worker().address))
+class Store:
+    """This process's key-value store, where others meet when it is the first member of a generation."""
 
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
 
-def pick_device() -> torch.device:
-    """Choose the device of this worker: CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def peer(self, member: str, device: torch.device) -> Peer:
+        """Return what others need to know of this process."""
+        return Peer(member, self.host, self.store.port, _gpu(device))
 
 
 class Group:
-    """All ranks of one fit.
+    """The members of one generation.
 
     Parameters
     ----------
-    address
-        Host and port of the store.
-    rank, world_size
-        Which of how many.
-    device
-        Where the buffers lie. NCCL is used where each rank has a GPU of its own, gloo elsewhere.
+    form
+        Who they are.
+    member
+        Which of them this process is.
+    own
+        This process's store; None where it is alone.
     timeout_s
         Longest wait for the others, when meeting and in each sum.
-
-    Raises
-    ------
-    CollectiveError
-        When they did not meet in time, or this rank had been there before (its worker was restarted).
+    is_over
+        Whether the generation has lost somebody: looked at while waiting, so that a wait for one who hangs ends.
     """
 
     def __init__(
-        self, address: tuple[str, int], rank: int, world_size: int, device: torch.device, timeout_s: float
+        self, form: Form, member: str, own: Store | None, timeout_s: float, is_over: Callable[[], bool]
     ) -> None:
-        self.rank, self.world_size = rank, world_size
-        self._timeout = timedelta(seconds=timeout_s)
+        self.generation = form.generation
+        self.rank, self.world_size = form.members.index(member), len(form.peers)
+        gpus = [peer.gpu for peer in form.peers]
+        # NCCL refuses two ranks on one GPU.
+        self.backend = "nccl" if None not in gpus and len(set(gpus)) == self.world_size else "gloo"
+        self._timeout_s, self._is_over = timeout_s, is_over
+        self._changed = threading.Event()
+        self._group: Any = None
+        if self.world_size == 1 or own is None:
+            return
         try:
-            store = TCPStore(*address, is_master=False, wait_for_workers=False, timeout=self._timeout, use_libuv=True)
-            if store.add(f"seen/{rank}", 1) != 1:
-                raise CollectiveError(f"rank {rank} started twice: its worker was restarted")
-            devices = self._exchange(store, _device_name(device))
-            # NCCL refuses two ranks on one GPU.
-            self.backend = "nccl" if None not in devices and len(set(devices)) == world_size else "gloo"
-            self._group = self._make(store)
+            self._store = PrefixStore(f"generation-{form.generation}", self._met(form, own))
+            self._group = self._connected(own.host)
         except RuntimeError as error:  # torch raises its DistError, a RuntimeError, on time-outs and refusals
             if isinstance(error, CollectiveError):
                 raise
-            raise CollectiveError(f"rank {rank}: cannot join the others: {_first_line(error)}") from error
-        self._store = store
+            raise CollectiveError(f"generation {form.generation} cannot form: {_first_line(error)}") from error
 
-    def _exchange(self, store: TCPStore, name: str | None) -> list[str | None]:
-        store.set(f"device/{self.rank}", name or "cpu")
-        names = [store.get(f"device/{rank}").decode() for rank in range(self.world_size)]
-        return [None if name == "cpu" else name for name in names]
+    def _met(self, form: Form, own: Store) -> Any:
+        """Return the first member's store once all members are at it."""
+        first, deadline = form.peers[0], time.monotonic() + self._timeout_s
+        store = own.store if self.rank == 0 else self._reached(first, deadline)
+        here = PrefixStore(f"meeting-{form.generation}", store)
+        here.add("arrived", 1)
+        while here.add("arrived", 0) < self.world_size:
+            self._pause(deadline, f"{self.world_size} members did not meet")
+        return store
 
-    def _make(self, store: TCPStore) -> Any:
+    def _reached(self, first: Peer, deadline: float) -> TCPStore:
+        while True:
+            try:  # TCPStore itself would go on trying, whatever happens to the generation meanwhile
+                socket.create_connection((first.host, first.port), timeout=_CONNECT_TIMEOUT_S).close()
+                break
+            except OSError as error:
+                self._pause(deadline, f"{first.member} is not reached: {error}")
+        timeout = timedelta(seconds=_CONNECT_TIMEOUT_S)
+        return TCPStore(first.host, first.port, is_master=False, wait_for_workers=False, timeout=timeout)
+
+    def _pause(self, deadline: float, what: str) -> None:
+        if self._is_over():
+            raise self._over()
+        if time.monotonic() > deadline:
+            raise CollectiveError(f"generation {self.generation}: {what} in {self._timeout_s:.0f} s")
+        time.sleep(_MEETING_POLL_S)
+
+    def _connected(self, host: str) -> Any:
         if self.backend == "nccl":
             nccl = dist.ProcessGroupNCCL.Options()
-            nccl._timeout = self._timeout
-            return dist.ProcessGroupNCCL(PrefixStore("nccl", store), self.rank, self.world_size, nccl)
+            nccl._timeout = timedelta(seconds=self._timeout_s)
+            return dist.ProcessGroupNCCL(self._store, self.rank, self.world_size, nccl)
         gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=own_host())]
-        gloo._timeout = self._timeout
-        return dist.ProcessGroupGloo(PrefixStore("gloo", store), self.rank, self.world_size, gloo)
+        gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+        gloo._timeout = timedelta(seconds=_CONNECT_TIMEOUT_S)
+        return dist.ProcessGroupGloo(self._store, self.rank, self.world_size, gloo)
 
-    def sum_(self, buffer: torch.Tensor) -> None:
+    def sum_(self, buffer: Tensor) -> None:
         """Replace `buffer` (n,) by its sum over all ranks.
 
         Raises
         ------
         CollectiveError
-            When a rank is gone or late.
+            When a rank is gone or late, or the generation is over.
         """
         if self.world_size == 1:
             return
         on_host = self.backend == "gloo" and buffer.device.type != "cpu"
         shared = buffer.cpu() if on_host else buffer
-        try:
-            self._group.allreduce([shared]).wait(self._timeout)
-        except RuntimeError as error:
-            raise CollectiveError(f"rank {self.rank}: lost the others: {_first_line(error)}") from error
+        options = dist.AllreduceOptions()
+        options.timeout = timedelta(seconds=self._timeout_s)
+        self._wait(lambda: self._group.allreduce([shared], options))
         if on_host:
             buffer.copy_(shared)
         elif buffer.device.type == "cuda":
             torch.cuda.synchronize(buffer.device)
 
-    def close(self) -> None:
-        """Leave; ranks that still wait for this one get an error at once."""
-        self._group.abort()
-        del self._group, self._store
+    def gather(self, number: int) -> list[int]:
+        """Return every rank's number, by rank."""
+        numbers = torch.zeros(self.world_size, dtype=torch.float64)
+        numbers[self.rank] = number
+        self._sum_anywhere(numbers)
+        return [int(n) for n in numbers.tolist()]
+
+    def hand_out(self, state: bytes | None, source: int) -> bytes:
+        """Return the `state` of the rank `source` on every rank."""
+        [n] = {n for n in self.gather(len(state or b"")) if n} or {0}
+        data = torch.zeros(n, dtype=torch.uint8)
+        if state:
+            data.copy_(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+        options = dist.BroadcastOptions()
+        options.rootRank = source
+        options.timeout = timedelta(seconds=self._timeout_s)
+        if self.world_size > 1:
+            for chunk in data.split(_CHUNK_BYTES):
+                self._broadcast(chunk, options)
+        return data.numpy().tobytes()
+
+    def _broadcast(self, chunk: Tensor, options: Any) -> None:
+        shared = chunk.cuda() if self.backend == "nccl" else chunk
+        self._wait(lambda: self._group.broadcast([shared], options))
+        if shared is not chunk:
+            chunk.copy_(shared)
+
+    def _sum_anywhere(self, numbers: Tensor) -> None:
+        shared = numbers.cuda() if self.backend == "nccl" else numbers
+        self.sum_(shared)
+        if shared is not numbers:
+            numbers.copy_(shared)
+
+    def _wait(self, begin: Callable[[], Any]) -> None:
+        try:
+            if self._is_over():
+                raise self._over()
+            work = begin()
+            if self.backend == "gloo":  # NCCL's work is waited for by the GPU
+                self._until_ended(work)
+            work.wait(timedelta(seconds=self._timeout_s))
+        except RuntimeError as error:
+            if isinstance(error, CollectiveError):
+                raise
+            raise CollectiveError(f"rank {self.rank}: lost the others: {_first_line(error)}") from error
+
+    def _until_ended(self, work: Any) -> None:
+        ended = threading.Event()
+
+        def end(_: Any) -> None:
+            ended.set()
+            self._changed.set()
+
+        work.get_future().add_done_callback(end)
+        deadline = time.monotonic() + self._timeout_s
+        while not ended.is_set():
+            if self._is_over():
+                raise self._over()
+            if not self._changed.wait(max(deadline - time.monotonic(), 0)):
+                raise CollectiveError(f"rank {self.rank}: the others did not answer in {self._timeout_s:.0f} s")
+            self._changed.clear()
+
+    def _over(self) -> CollectiveError:
+        return CollectiveError(f"generation {self.generation} is over: it lost a member")
+
+    def look_again(self) -> None:
+        """Wake whoever waits, since `is_over` may have changed; any thread may call."""
+        self._changed.set()
+
+    def close(self, is_broken: bool) -> None:
+        """Leave; ranks that still wait for this one get an error at once, unless it waits for one that hangs."""
+        if self._group is not None:
+            self._group.abort()
+            if is_broken:
+                _abandoned.append(self._group)
+            self._group = None
 
 
-class Alone:
-    """The group of a rank that has no others: nobody to meet, nothing to add."""
-
-    def sum_(self, buffer: torch.Tensor) -> None:
-        """Leave `buffer` as it is."""
-
-    def close(self) -> None:
-        """Leave."""
+def pick_device() -> torch.device:
+    """Choose the device of this worker: CUDA where there is one, else the CPU."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _device_name(device: torch.device) -> str | None:
+def _gpu(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None
     properties = torch.cuda.get_device_properties(device)
@@ -157,4 +255,5 @@ def _device_name(device: torch.device) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    text = str(error).strip().partition(" This is typically caused")[0]
+    return text.splitlines()[0][:300] if text else type(error).__name__

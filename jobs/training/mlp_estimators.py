@@ -237,7 +237,7 @@ def _fitted(trainer: Any, blocks: Blocks, world_size: int | None) -> Any:
     """Train where the rows are: here, or on the workers of the client that has them."""
     if not isinstance(blocks.rows[0], Future):
         return trainer.fit_here()
-    from jobs.training.trainer import choose_workers
+    from jobs.training.hardware import choose_workers
 
     client = blocks.rows[0].client
     # Ranks of two fits, each waiting for a worker that runs a rank of the other, would wait for ever.

@@ -1,31 +1,33 @@
-"""One rank of a fit: the loop that runs as a task on a worker, or alone in this process.
+"""One rank of a fit: generations of ranks come and go, the steps of the fit go on.
 
 Each step's global batch is cut into the same micro-batches whatever the number of ranks; rank r of W computes those
-numbered r, r + W, …. What they yield is summed over the ranks in one all-reduce, which also tells who failed: so a step
-ends for all ranks or for none.
+numbered r, r + W, …. What they yield is summed over the ranks in one all-reduce, and nothing of the step is kept before
+that: a step that lost a rank is done again by those that are left. All-reduce may have ended for some when another one
+died, so whoever is behind when a generation begins gets the state of one that is ahead; so does who joins.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import threading
 import time
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
-from distributed import get_worker
 from torch import Tensor, nn
 
 from jobs.errors import SpecError
-from jobs.training.collective import Alone, Group, pick_device
-from jobs.training.plan import Plan, Step, steps
+from jobs.training.collective import CollectiveError, Form, Group, Store, pick_device
+from jobs.training.control import Control, Unled
+from jobs.training.plan import Data, Plan, Step, steps
 from jobs.training.prefetch import Prefetcher
+from jobs.training.snapshots import Snapshots
 from jobs.training.sums import Sums
 
 _PROGRESS_EVERY_S = 0.5
@@ -34,52 +36,71 @@ _model_lock = threading.Lock()  # torch's generator is one for the process, in w
 
 @dataclass
 class Timings:
-    """Seconds of one rank: waiting for data, computing, summing over the ranks (waiting for them included)."""
+    """Seconds of one rank.
+
+    Attributes
+    ----------
+    data_wait_s, compute_s, all_reduce_s, checkpoint_s
+        Waiting for data, computing, summing over the ranks (waiting for them included), copying states to be stored;
+        of steps that were kept.
+    lost_s
+        Steps that were begun and not kept, and forming new generations.
+    total_s
+        From the first generation's start.
+    """
 
     data_wait_s: float = 0.0
     compute_s: float = 0.0
     all_reduce_s: float = 0.0
+    checkpoint_s: float = 0.0
+    lost_s: float = 0.0
     total_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass: mean loss over its samples, learning rate of the first group at its end, seconds, samples/s."""
+    """One pass: mean loss over its samples, learning rate of the first group at its end, seconds, samples/s.
+
+    `validation_loss` and `validation_metric` are means over the validation samples, None where there are none.
+    """
 
     loss: float
     lr: float
     seconds: float
     samples_per_s: float
+    validation_loss: float | None = None
+    validation_metric: float | None = None
 
 
 @dataclass
 class RankResult:
-    """What a rank returns; only rank 0 sends the weights, the others their digest."""
+    """What a rank ends with."""
 
     digest: str
     timings: Timings
-    state_dict: dict[str, Tensor] | None = None
-    history: list[Epoch] = field(default_factory=list)
-
-
-class Watch(Protocol):
-    """Who watches a rank from outside."""
-
-    def is_cancelled(self) -> bool:
-        """Return whether nobody wants the result any more."""
-        ...
-
-    def report(self, n_seen: int) -> None:
-        """Take note of how many samples all ranks have seen."""
-        ...
+    state_dict: dict[str, Tensor]
+    history: list[Epoch]
+    position: int
 
 
 class PeerFailedError(RuntimeError):
     """Another rank failed, and said so."""
 
 
-class CancelledFitError(RuntimeError):
-    """Whoever asked for this fit does not want it any more."""
+class LeftError(RuntimeError):
+    """This rank was told to leave, and did."""
+
+
+@dataclass
+class _Progress:
+    """How far the fit is: the same on all ranks of a generation. Sums are of the current epoch."""
+
+    position: int = 0
+    loss_sum: float = 0.0
+    validation_loss_sum: float = 0.0
+    validation_metric_sum: float = 0.0
+    epoch_seconds: float = 0.0
+    history: list[Epoch] = field(default_factory=list)
 
 
 def build_model(plan: Plan) -> nn.Module:
@@ -89,173 +110,269 @@ def build_model(plan: Plan) -> nn.Module:
         return plan.model_fn()
 
 
-def run_rank(plan: Plan, rank: int, address: tuple[str, int], topic: str, is_on_cpu: bool = False) -> RankResult:
-    """Train; runs as a task. Raises what the model, the data or the loss raised, or CollectiveError."""
-    worker = get_worker()
-    device = torch.device("cpu") if is_on_cpu else pick_device()
-    n_threads = worker.state.nthreads if device.type == "cpu" else torch.get_num_threads()
-    with _threads(plan.n_threads or n_threads), torch.random.fork_rng():
-        group = Group(address, rank, plan.world_size, device, plan.timeout_s)
-        try:
-            return _Rank(plan, rank, group, device, _Task(topic)).run()
-        except Exception as error:
-            # Dask keeps the error, and with its frames would keep what they refer to: the data among it.
-            traceback.clear_frames(error.__traceback__)
-            raise
-        finally:
-            group.close()
-
-
-def run_alone(plan: Plan, is_on_cpu: bool = False) -> RankResult:
+def run_alone(plan: Plan, n_threads: int | None, is_on_cpu: bool = False) -> RankResult:
     """Train in this process, as the only rank. Raises what the model, the data or the loss raised."""
     device = torch.device("cpu") if is_on_cpu else pick_device()
-    with _threads(plan.n_threads or torch.get_num_threads()), torch.random.fork_rng():
-        return _Rank(plan, 0, Alone(), device, _Unwatched()).run()
+    with _threads(n_threads or torch.get_num_threads()), torch.random.fork_rng():
+        return Rank(plan, "here", device, Unled(), None).run()
 
 
-class _Task:
-    """The Dask task that runs the rank: who asked for the fit can cancel it, and hears of its progress."""
+class Rank:
+    """Trains, in whatever generations it is led through."""
 
-    def __init__(self, topic: str) -> None:
-        self.topic = topic
-        self.worker = get_worker()
-        self.key = self.worker.get_current_task()
-
-    def is_cancelled(self) -> bool:
-        task = self.worker.state.tasks.get(self.key)
-        return task is None or task.state == "cancelled"
-
-    def report(self, n_seen: int) -> None:
-        self.worker.log_event(self.topic, {"n_seen": n_seen})
-
-
-class _Unwatched:
-    def is_cancelled(self) -> bool:
-        return False
-
-    def report(self, n_seen: int) -> None:
-        return
-
-
-class _Rank:
-    def __init__(self, plan: Plan, rank: int, group: Group | Alone, device: torch.device, watch: Watch) -> None:
-        self.plan, self.rank, self.group, self.device, self.watch = plan, rank, group, device, watch
-        self.timings = Timings()
-        self.n_total = plan.epochs * plan.data.n_samples
-        self.last_progress = 0.0
+    def __init__(self, plan: Plan, member: str, device: torch.device, control: Control, store: Store | None) -> None:
+        self.plan, self.member, self.device, self.control, self.store = plan, member, device, control, store
+        self.timings, self.progress = Timings(), _Progress()
+        self.last_report, self.is_first = 0.0, False
+        is_bfloat16 = plan.precision == "bfloat16" or (plan.precision == "auto" and device.type == "cuda")
+        self.precision = torch.autocast(device.type, torch.bfloat16) if is_bfloat16 else nullcontext()
 
     def run(self) -> RankResult:
-        # Until every rank is ready, one that failed must not leave the others waiting for their deadline.
-        failure: Exception | None = None
-        try:
-            self._prepare()
-        except Exception as error:
-            failure = error
-        self._agree(torch.zeros(2, dtype=torch.float64, device=self.device), failure)
+        """Train to the end.
+
+        Raises
+        ------
+        LeftError, PeerFailedError
+            When it was told to leave, or another rank failed.
+        Exception
+            What the model, the data or the loss raised.
+        """
+        self._prepare()
+        if self.store is not None:
+            self.control.tell("ready", peer=list(asdict(self.store.peer(self.member, self.device)).values()))
+        form = self.control.next_form(0)
+        self.start = self.mark = time.perf_counter()
         self.timings = Timings()
-        start = time.perf_counter()
-        history = self._train()
-        self.timings.total_s = time.perf_counter() - start
-        state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
-        return RankResult(
-            _digest(state),
-            self.timings,
-            state if self.rank == 0 else None,
-            history if self.rank == 0 else [],
-        )
+        while not self._generation(form):
+            if self.control.is_leaving:
+                raise LeftError(self.member)
+            self.control.doing("wait")
+            form = self.control.next_form(form.generation)
+        return self._result()
 
     def _prepare(self) -> None:
         self.model = build_model(self.plan).to(self.device)
-        self.model.train()
+        if self.device.type == "cuda":
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = self.plan.optimiser_fn(self.model)
         self.base_lrs = [group["lr"] for group in self.optimiser.param_groups]
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.buffers = list(self.model.buffers())
         self.sums = Sums(self.parameters, self.buffers, self.device)
-        self.data = self.plan.data.open()
+        self.data = cast(Data, self.plan.data).open()  # what lay on workers, the keeper has fetched
+        self.validation = self.plan.validation.open() if self.plan.validation is not None else None
+        self.snapshots = Snapshots(self.plan.checkpoints, self.plan.checkpoint_every_s)
 
-    def _train(self) -> list[Epoch]:
-        history: list[Epoch] = []
-        loss_sum, epoch_start = 0.0, time.perf_counter()
-        with Prefetcher(self.data, self.plan, self.rank, self.device) as prefetcher:
-            for step in steps(self.plan):
-                loss_sum += self._step(step, prefetcher) * step.n
-                if step.is_last_of_epoch:
-                    seconds = time.perf_counter() - epoch_start
-                    n = self.plan.data.n_samples
-                    lr = float(self.optimiser.param_groups[0]["lr"])
-                    history.append(Epoch(loss_sum / n, lr, seconds, n / seconds))
-                    loss_sum, epoch_start = 0.0, time.perf_counter()
-                self._report(step, step.n_seen + step.n)
-        return history
-
-    def _step(self, step: Step, prefetcher: Prefetcher) -> float:
-        factor = self.plan.schedule_fn(step.n_seen / self.n_total)
-        for group, lr in zip(self.optimiser.param_groups, self.base_lrs, strict=True):
-            group["lr"] = lr * factor
-        failure: Exception | None = None
-        self.sums.flat.zero_()
+    def _generation(self, form: Form) -> bool:
+        """Train with these peers; return whether that was to the end of the fit."""
+        group, is_broken, self.is_first = None, False, form.members[0] == self.member
+        self.control.doing("wait")
         try:
-            self._accumulate(step, prefetcher)
+            group = Group(form, self.member, self.store, self.plan.timeout_s, self.control.is_over)
+            self.control.on_news(group.look_again)
+            self._catch_up(group)
+            self.control.tell("formed", generation=form.generation, position=self.progress.position)
+            self._lost_since(self.mark)
+            self._train(group)
+        except CollectiveError as error:
+            is_broken = True
+            self.control.tell("broken", generation=form.generation, why=str(error))
+        finally:
+            self.control.on_news(lambda: None)
+            if group is not None:
+                group.close(is_broken)
+        return self.progress.position == self.plan.n_steps
+
+    def _train(self, group: Group) -> None:
+        first = self.progress.position
+        rest = (self.data, self.validation, self.plan, first, group.rank, group.world_size, self.device)
+        with Prefetcher(*rest) as prefetcher:
+            for step in steps(self.plan, first):
+                self._step(step, group, prefetcher)
+                is_changed = self.sums.signs()[1]
+                if self.progress.position == first + 1:
+                    self.control.tell("committed", generation=group.generation, position=first + 1, at=time.time())
+                self._report(step, group)
+                if self.is_first and self.progress.position < self.plan.n_steps:
+                    start = time.perf_counter()
+                    self.snapshots.offer(self.progress.position, self._state, is_due=step.is_last_of_epoch)
+                    self.timings.checkpoint_s += time.perf_counter() - start
+                if is_changed:
+                    return
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+
+    def _step(self, step: Step, group: Group, prefetcher: Prefetcher) -> None:
+        self.mark = time.perf_counter()
+        before = [buffer.clone() for buffer in self.buffers]
+        self.spent = Timings()
+        failure: Exception | None = None
+        self.sums.begin(step.is_training)
+        try:
+            self._set_learning_rate(step)
+            self._accumulate(step, group, prefetcher, before)
         except Exception as error:
             failure = error
-        self._agree(self.sums.flat, failure)
+        try:
+            self._agree(group, failure)
+        except BaseException:
+            self._restore(before)
+            raise
         start = time.perf_counter()
-        loss = self.sums.unpack(len(step.micro_batches))
-        if not math.isfinite(loss):  # of all ranks alike, since it is the sum
-            raise SpecError(
-                f"params.learning_rate: the loss became {loss} in epoch {step.epoch + 1}; "
-                "lower it, or look for infinite values in the input"
-            )
-        self.optimiser.step()
-        self.timings.compute_s += time.perf_counter() - start
-        return loss
+        loss, metric = self.sums.unpack(len(step.micro_batches))
+        if step.is_training:
+            if not math.isfinite(loss):  # of all ranks alike, since it is the sum
+                raise SpecError(
+                    f"params.learning_rate: the loss became {loss} in epoch {step.epoch + 1}; "
+                    "lower it, or look for infinite values in the input"
+                )
+            self.optimiser.step()
+        else:
+            self._restore(before)
+        self.spent.compute_s += time.perf_counter() - start
+        self._commit(step, loss, metric)
 
-    def _accumulate(self, step: Step, prefetcher: Prefetcher) -> None:
-        before = [buffer.clone() for buffer in self.buffers]
-        for index in range(self.rank, len(step.micro_batches), self.plan.world_size):
+    def _set_learning_rate(self, step: Step) -> None:
+        if step.is_training:
+            factor = self.plan.schedule_fn(step.n_seen / self.plan.n_total)
+            for group, lr in zip(self.optimiser.param_groups, self.base_lrs, strict=True):
+                group["lr"] = lr * factor
+
+    def _accumulate(self, step: Step, group: Group, prefetcher: Prefetcher, before: list[Tensor]) -> None:
+        self.model.train(step.is_training)
+        for index in range(group.rank, len(step.micro_batches), group.world_size):
+            self.control.doing("read")
             start = time.perf_counter()
             inputs, targets = prefetcher.next()
             ready = time.perf_counter()
-            self.timings.data_wait_s += ready - start
-            with torch.no_grad():
-                for buffer, value in zip(self.buffers, before, strict=True):
-                    buffer.copy_(value)
+            self.spent.data_wait_s += ready - start
+            self.control.doing("compute")
+            self._restore(before)
             # Dropout and the like draw the same numbers for the same samples on any rank.
             torch.manual_seed(_mixed(self.plan.seed, step.n_seen, index))
             self.optimiser.zero_grad(set_to_none=True)
-            loss = self.plan.loss_fn(self.model(inputs), targets)
-            loss.backward()
-            share = len(targets) * len(step.micro_batches) / step.n
-            self.sums.add(loss.detach(), share)
+            with torch.set_grad_enabled(step.is_training), self.precision:
+                outputs = self.model(inputs)
+                loss = self.plan.loss_fn(outputs, targets)
+                metric = None
+                if self.plan.metric_fn is not None and not step.is_training:
+                    metric = self.plan.metric_fn(outputs, targets)
+            if step.is_training:
+                loss.backward()
+            self.sums.add(loss, metric, len(targets) * len(step.micro_batches) / step.n)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            self.timings.compute_s += time.perf_counter() - ready
+            self.spent.compute_s += time.perf_counter() - ready
 
-    def _agree(self, flat: Tensor, failure: Exception | None) -> None:
-        """Sum `flat` over the ranks; its last two places say how many of them failed and were cancelled."""
-        flat[-2] = float(failure is not None)
-        flat[-1] = float(self.watch.is_cancelled())
+    def _restore(self, before: list[Tensor]) -> None:
+        with torch.no_grad():
+            for buffer, value in zip(self.buffers, before, strict=True):
+                buffer.copy_(value)
+
+    def _agree(self, group: Group, failure: Exception | None) -> None:
+        """Sum over the ranks; with it they tell each other who failed, and whether the generation is to end."""
+        self.sums.sign(failure is not None, self.control.wants_change())
+        self.control.doing("wait")
         start = time.perf_counter()
         try:
-            self.group.sum_(flat)
-        except RuntimeError:
+            group.sum_(self.sums.flat)
+        except CollectiveError:
             if failure is None:
                 raise
-        self.timings.all_reduce_s += time.perf_counter() - start
+        self.spent.all_reduce_s += time.perf_counter() - start
         if failure is not None:
             raise failure
-        n_failed, n_cancelled = flat[-2:].tolist()
-        if n_failed:
-            raise PeerFailedError(f"rank {self.rank}: another rank failed")
-        if n_cancelled:
-            raise CancelledFitError(f"rank {self.rank}: the fit was cancelled")
+        if self.sums.signs()[0]:
+            raise PeerFailedError(f"{self.member}: another rank failed")
+        self.control.doing("step")
 
-    def _report(self, step: Step, n_seen: int) -> None:
-        now = time.monotonic()
-        if self.rank == 0 and (now - self.last_progress > _PROGRESS_EVERY_S or step.is_last_of_epoch):
-            self.last_progress = now
-            self.watch.report(n_seen)
+    def _commit(self, step: Step, loss: float, metric: float) -> None:
+        progress, now = self.progress, time.perf_counter()
+        progress.position += 1
+        progress.epoch_seconds += now - self.mark
+        if step.is_training:
+            progress.loss_sum += loss * step.n
+        else:
+            progress.validation_loss_sum += loss * step.n
+            progress.validation_metric_sum += metric * step.n
+        if step.is_last_of_epoch:
+            self._end_epoch()
+        for name, seconds in asdict(self.spent).items():
+            setattr(self.timings, name, getattr(self.timings, name) + seconds)
+        self.mark = now
+
+    def _end_epoch(self) -> None:
+        progress, n = self.progress, self.plan.data.n_samples
+        validation: tuple[float | None, float | None] = (None, None)
+        if self.plan.validation is not None:
+            n_validation = self.plan.validation.n_samples
+            validation = (
+                progress.validation_loss_sum / n_validation,
+                progress.validation_metric_sum / n_validation if self.plan.metric_fn is not None else None,
+            )
+        lr, seconds = float(self.optimiser.param_groups[0]["lr"]), progress.epoch_seconds
+        progress.history.append(Epoch(progress.loss_sum / n, lr, seconds, n / seconds, *validation))
+        self.progress = _Progress(position=progress.position, history=progress.history)
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def _catch_up(self, group: Group) -> None:
+        """Bring all ranks to the state of the one that is furthest; where all begin, to the last checkpoint."""
+        positions = group.gather(self.progress.position)
+        furthest = max(positions)
+        if furthest == min(positions) and furthest > 0:
+            return
+        source = positions.index(furthest)
+        state = None
+        if group.rank == source:
+            if furthest == 0:
+                stored = self.snapshots.last()
+                if stored is not None:
+                    self._load(stored)
+            state = self._state()
+        if group.world_size > 1:
+            state = group.hand_out(state, source)
+            if group.rank != source:
+                self._load(state)
+
+    def _state(self) -> bytes:
+        buffer = io.BytesIO()
+        state = {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        torch.save(state, buffer)
+        return buffer.getvalue()
+
+    def _load(self, data: bytes) -> None:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        history = [Epoch(**epoch) for epoch in state["progress"].pop("history")]
+        self.progress = _Progress(**state["progress"], history=history)
+
+    def _result(self) -> RankResult:
+        self.timings.total_s = time.perf_counter() - self.start
+        if self.is_first:
+            self.snapshots.end(self.progress.position, self._state)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        return RankResult(_digest(weights), self.timings, weights, self.progress.history, self.progress.position)
+
+    # --- reports ----------------------------------------------------------------------------------------------------
+
+    def _lost_since(self, mark: float) -> None:
+        now = time.perf_counter()
+        self.timings.lost_s += now - mark
+        self.mark = now
+
+    def _report(self, step: Step, group: Group) -> None:
+        now = time.perf_counter()
+        if now - self.last_report > _PROGRESS_EVERY_S or step.is_last_of_epoch:
+            self.last_report = now
+            self.timings.total_s = now - self.start
+            n_seen = step.n_seen + (step.n if step.is_training else 0)
+            self.control.tell("progress", rank=group.rank, n_seen=n_seen, timings=asdict(self.timings))
 
 
 @contextmanager

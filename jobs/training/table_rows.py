@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,24 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class RowsInFile:
+    """Rows in a file of this machine: inputs (n, p), then targets (n,), float32."""
+
+    path: str
+    n_samples: int
+    n_columns: int
+
+    def open(self) -> Rows:
+        """Map the file."""
+        n, p = self.n_samples, self.n_columns
+        offset = n * p * np.dtype(np.float32).itemsize
+        return Rows(
+            np.memmap(self.path, np.float32, "r", shape=(n, p)),
+            np.memmap(self.path, np.float32, "r", offset=offset, shape=(n,)),
+        )
+
+
+@dataclass(frozen=True)
 class RowsOnWorkers:
     """Blocks that lie on workers, by their keys; whoever makes this holds the futures until the fit has ended.
 
@@ -76,11 +95,12 @@ class RowsOnWorkers:
     encode: Encode
     timeout_s: float
 
-    def open(self) -> Rows:
-        """Bring all blocks to this worker's machine.
+    @contextmanager
+    def fetched(self) -> Iterator[RowsInFile]:
+        """Bring all blocks to this worker's machine, for as long as they are used.
 
-        The file never has a name: it is gone with the last one who reads it, also when that one is killed. It is
-        written, not mapped, while it grows: a full disk is then an error, and not the worker's death.
+        The file is written, not mapped, while it grows: a full disk is then an error, and not the worker's death. One
+        whose worker is killed is removed with the worker's folder.
 
         Raises
         ------
@@ -88,7 +108,7 @@ class RowsOnWorkers:
             When a block is on no worker any more.
         """
         n, p, size = self.n_samples, self.n_columns, np.dtype(np.float32).itemsize
-        with tempfile.TemporaryFile(dir=get_worker().local_directory) as file:
+        with tempfile.NamedTemporaryFile(dir=get_worker().local_directory, prefix="rows-") as file:
             # Ranks start at different blocks, so that not all ask the same worker.
             first = os.getpid() % len(self.keys)
             for block in [*range(first, len(self.keys)), *range(first)]:
@@ -99,10 +119,7 @@ class RowsOnWorkers:
                     file.seek(at * size)
                     file.write(np.ascontiguousarray(encode(self._fetched(key))).data)
             file.flush()
-            return Rows(
-                np.memmap(file, np.float32, "r", shape=(n, p)),
-                np.memmap(file, np.float32, "r", offset=n * p * size, shape=(n,)),
-            )
+            yield RowsInFile(file.name, n, p)
 
     def _fetched(self, key: str) -> Any:
         worker = get_worker()

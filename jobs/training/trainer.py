@@ -1,37 +1,22 @@
-"""Data-parallel training over Dask workers, one rank on each. Called by the pipelines that train networks.
-
-The driver chooses the workers, has the first host the ranks' meeting place, starts one task per rank, passes progress
-on, and makes sure that nobody waits for a rank that is gone.
-"""
+"""Data-parallel training over Dask workers, one rank on each. Called by the pipelines that train networks."""
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import torch
-from distributed import Client, Future, wait
+from distributed import Client
 from torch import Tensor, nn
 
-from jobs.errors import DaskyardError, SpecError, WorkersLostError
-from jobs.training.collective import CollectiveError, StoreHost, store_address
-from jobs.training.plan import Data, Plan
-from jobs.training.rank import CancelledFitError, Epoch, PeerFailedError, RankResult, Timings, run_alone, run_rank
-from jobs.workers import workers_of
-
-# How long the other ranks have to tell what really happened, once one of them failed.
-_GRACE_S = 5.0
-_POLL_S = 0.5
-# How long a running cluster may take to start the workers that a job wants; the first one gets as long.
-_WORKERS_TIMEOUT_S = 300.0
-Hardware = Literal["auto", "cpu", "gpu"]
-# Consequences of a failure elsewhere, never its cause.
-_CONSEQUENCES = (CollectiveError, PeerFailedError, CancelledFitError, CancelledError)
+from jobs.errors import DaskyardError
+from jobs.training.checkpoints import Checkpoints
+from jobs.training.driver import Driver, Limits
+from jobs.training.hardware import Hardware
+from jobs.training.membership import Change
+from jobs.training.plan import Data, DataOnWorkers, Plan, Precision
+from jobs.training.rank import Epoch, Timings, run_alone
 
 
 def constant(share: float) -> float:
@@ -54,7 +39,9 @@ class TrainResult:
     world_size
         Number of ranks.
     seconds
-        From the first step of rank 0 to its last.
+        From the first generation of the first rank to its last step.
+    timeline
+        Who came and went, and which generations followed.
     """
 
     state_dict: dict[str, Tensor]
@@ -62,6 +49,14 @@ class TrainResult:
     timings: list[Timings]
     world_size: int
     seconds: float
+    timeline: list[Change]
+
+    @property
+    def goodput(self) -> float:
+        """Share of the first rank's time that went into steps that were kept, in [0, 1]."""
+        first = self.timings[0]
+        kept = first.data_wait_s + first.compute_s + first.all_reduce_s
+        return min(kept / first.total_s, 1.0) if first.total_s else 1.0
 
     @property
     def samples_per_s(self) -> float:
@@ -87,7 +82,7 @@ class Trainer:
     optimiser_fn
         Makes the optimiser of a model.
     data
-        See `jobs.training.plan.Data`.
+        See `jobs.training.plan.Data` and `DataOnWorkers`.
     schedule_fn
         Share of all samples seen, in [0, 1) → factor on each parameter group's learning rate.
     batch_size, micro_batch_size
@@ -96,9 +91,24 @@ class Trainer:
     seed
         Of the model's start and of the order of samples.
     world_size
-        Number of ranks, each on a worker of its own.
+        Number of ranks at the start, each on a worker of its own.
+    min_world_size
+        Fewest ranks that go on when others are lost; those that come later are let in at the next step.
+    max_world_size
+        Most ranks, where workers join; None is `world_size`.
+    start_timeout_s
+        Longest wait for the ranks to be ready (they open the data then).
     timeout_s
-        Longest wait of a rank for the others: when they meet (data is opened then) and in each step.
+        Longest wait of a rank for the others in a step, and longest time of its own work in one.
+    hang_timeout_s
+        A rank's process that is silent for so long is killed, and counts as lost.
+    precision
+        Of the forward pass: bfloat16 by autocast, float32 as the model has it; auto: bfloat16 on CUDA.
+    validation, metric_fn
+        Data on which the model is validated after each epoch, and a mean metric (outputs, targets) → scalar.
+    checkpoints, checkpoint_every_s
+        Where states are stored, every so many seconds and after each epoch; a fit with the same checkpoints goes on
+        from the last one.
     hardware
         Which workers train; see `choose_workers`. `cpu` keeps the ranks off CUDA as well.
     n_threads
@@ -112,14 +122,23 @@ class Trainer:
     model_fn: Callable[[], nn.Module]
     loss_fn: Callable[[Tensor, Tensor], Tensor]
     optimiser_fn: Callable[[nn.Module], torch.optim.Optimizer]
-    data: Data
+    data: Data | DataOnWorkers
     schedule_fn: Callable[[float], float] = constant
     epochs: int = 1
     batch_size: int = 512
     micro_batch_size: int = 128
     seed: int = 0
     world_size: int = 1
+    min_world_size: int = 1
+    max_world_size: int | None = None
+    start_timeout_s: float = 600.0
     timeout_s: float = 600.0
+    hang_timeout_s: float = 10.0
+    precision: Precision = "float32"
+    validation: Data | None = None
+    metric_fn: Callable[[Tensor, Tensor], Tensor] | None = None
+    checkpoints: Checkpoints | None = None
+    checkpoint_every_s: float = 60.0
     hardware: Hardware = "auto"
     n_threads: int | None = None
 
@@ -138,39 +157,36 @@ class Trainer:
         SpecError
             When there are fewer workers than ranks, or the loss is not finite any more.
         WorkersLostError
-            When a worker died, was restarted, or did not answer in time.
+            When the ranks cannot start together, fewer than `min_world_size` are left and no others come, or a step
+            loses its ranks again and again.
         Exception
             What a rank's model, data or loss raised.
         """
-        plan = self._plan()
-        workers = choose_workers(client, self.world_size, self.hardware)
-        n_total = self.epochs * self.data.n_samples
-        run = f"fit-{uuid.uuid4().hex[:12]}"
-        moments = [time.monotonic()]
-
-        def on_event(event: tuple[float, dict[str, int]]) -> None:
-            moments.append(time.monotonic())
-            del moments[:-1]
-            if on_progress is not None:
-                on_progress(event[1]["n_seen"], n_total)
-
-        futures: list[Future] = []
-        with _events(client, run, on_event):
-            try:
-                store = _submit(client, workers[0], f"{run}-store", StoreHost, self.timeout_s)
-                located = _submit(client, workers[0], f"{run}-address", store_address, store)
-                futures += [store, located]
-                _watch(client, [located], workers[:1], self.timeout_s, moments)
-                address = located.result()
-                ranks = [
-                    self._submit_rank(client, worker, rank, plan, address, run) for rank, worker in enumerate(workers)
-                ]
-                futures += ranks
-                _watch(client, ranks, workers, self.timeout_s, moments)
-                results: list[RankResult] = client.gather(ranks)
-            finally:
-                client.cancel(futures, force=True)
-        return _assemble(results)
+        # More ranks than micro-batches would have nothing to do.
+        n_useful = max(self.world_size, math.ceil(self.batch_size / self.micro_batch_size))
+        limits = Limits(
+            n_wanted=self.world_size,
+            n_min=min(self.min_world_size, self.world_size),
+            n_max=max(self.world_size, min(self.max_world_size or self.world_size, n_useful)),
+            hardware=self.hardware,
+            start_timeout_s=self.start_timeout_s,
+            timeout_s=self.timeout_s,
+            hang_timeout_s=self.hang_timeout_s,
+            n_threads=self.n_threads,
+        )
+        outcome = Driver(client, self._plan(), limits, on_progress).run()
+        if len(outcome.digests) != 1:
+            raise DaskyardError(
+                "training: the ranks ended with different weights; the model's step is not deterministic"
+            )
+        return TrainResult(
+            outcome.result.state_dict,
+            outcome.result.history,
+            outcome.timings,
+            self.world_size,
+            outcome.result.timings.total_s,
+            outcome.timeline,
+        )
 
     def fit_here(self) -> TrainResult:
         """Train in this process, without Dask; `world_size` is 1.
@@ -182,131 +198,8 @@ class Trainer:
         Exception
             What model, data or loss raised.
         """
-        return _assemble([run_alone(self._plan(), self.hardware == "cpu")])
+        result = run_alone(self._plan(), self.n_threads, self.hardware == "cpu")
+        return TrainResult(result.state_dict, result.history, [result.timings], 1, result.timings.total_s, [])
 
     def _plan(self) -> Plan:
         return Plan(**{name: getattr(self, name) for name in Plan.__dataclass_fields__})
-
-    def _submit_rank(
-        self, client: Client, worker: str, rank: int, plan: Plan, address: tuple[str, int], run: str
-    ) -> Future:
-        # The scheduler then knows that the GPU is in use, and gives it to no other task that asks for one.
-        options = {"resources": {"GPU": 1}} if self.hardware == "gpu" else {}
-        arguments = (plan, rank, address, run, self.hardware == "cpu")
-        return _submit(client, worker, f"{run}-rank-{rank}", run_rank, *arguments, **options)
-
-
-def choose_workers(client: Client, world_size: int | None, hardware: Hardware = "auto") -> list[str]:
-    """Return the addresses of the workers that train.
-
-    Parameters
-    ----------
-    client
-        Where its cluster was running before, workers may still be starting: they are waited for, but not for ever.
-    world_size
-        How many workers; None is all that the hardware allows, and at least one.
-    hardware
-        `gpu` allows workers that offer the Dask resource GPU; `cpu` those that do not, if there are any such; `auto`
-        all of them, those with a GPU first.
-
-    Raises
-    ------
-    SpecError
-        When there are fewer workers than wanted.
-    """
-    n_wanted = world_size or 1
-    deadline = time.monotonic() + (_WORKERS_TIMEOUT_S if client.cluster is None else 0.0)
-    while len(found := _allowed(client, hardware)) < n_wanted and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-    if len(found) >= n_wanted:
-        return found[:world_size]
-    if hardware == "gpu":
-        needs = f"{n_wanted} ranks need {n_wanted} workers" if world_size else "needs a worker"
-        offers = "offer" if world_size else "offers"
-        raise SpecError(
-            f"params.hardware: gpu: {needs} that {offers} the resource GPU, the cluster has {len(found) or 'none'}; "
-            "start more (dask worker --resources GPU=1), lower params.world_size or choose other hardware"
-        )
-    which = " without a GPU" if hardware == "cpu" else ""
-    raise SpecError(
-        f"params.world_size: {n_wanted} ranks need {n_wanted} workers{which}, the cluster has {len(found)}; "
-        "lower it or start more workers"
-    )
-
-
-def _allowed(client: Client, hardware: Hardware) -> list[str]:
-    n_gpus = {address: worker["resources"].get("GPU", 0) for address, worker in workers_of(client).items()}
-    by_rank = sorted(n_gpus, key=lambda address: (-n_gpus[address], address))
-    if hardware == "gpu":
-        return [address for address in by_rank if n_gpus[address] >= 1]
-    if hardware == "cpu":
-        return [address for address in by_rank if not n_gpus[address]] or by_rank
-    return by_rank
-
-
-def _submit(client: Client, worker: str, key: str, function: Callable[..., Any], *args: Any, **more: Any) -> Future:
-    options = {"workers": [worker], "allow_other_workers": False, "pure": False, "retries": 0}
-    return client.submit(function, *args, key=key, **options, **more)
-
-
-@contextmanager
-def _events(client: Client, topic: str, handler: Callable[[Any], None]) -> Iterator[None]:
-    client.subscribe_topic(topic, handler)
-    try:
-        yield
-    finally:
-        client.unsubscribe_topic(topic)
-
-
-def _watch(client: Client, futures: list[Future], workers: list[str], timeout_s: float, moments: list[float]) -> None:
-    """Return when all futures are done; raise as soon as one failed, a worker left or nothing moves any more."""
-    while True:
-        pending = [future for future in futures if not future.done()]
-        if any(future.status in ("error", "cancelled", "lost") for future in futures):
-            raise _cause(futures)
-        if not pending:
-            return
-        gone = sorted(set(workers) - set(client.nthreads()))
-        if gone:
-            raise WorkersLostError(f"{', '.join(gone)}: worker lost while it trained; run the job again")
-        if time.monotonic() - moments[-1] > 2 * timeout_s:
-            raise WorkersLostError(
-                f"{', '.join(workers)}: no step of the training in {2 * timeout_s:.0f} s; look at the workers' logs"
-            )
-        _wait(pending, _POLL_S)
-
-
-def _wait(futures: list[Future], timeout_s: float) -> None:
-    try:
-        wait(futures, timeout=timeout_s, return_when="FIRST_COMPLETED")
-    except (TimeoutError, CancelledError):  # cancelled: the caller looks at the status
-        return
-
-
-def _cause(futures: list[Future]) -> BaseException:
-    """Return the error of the rank that failed first, after a while in which the others may report theirs."""
-    deadline = time.monotonic() + _GRACE_S
-    while True:
-        errors = [f.exception(timeout=_POLL_S) if f.status == "error" else None for f in futures]
-        for error in errors:
-            if error is not None and not isinstance(error, _CONSEQUENCES):
-                return error
-        pending = [future for future in futures if not future.done()]
-        if not pending or time.monotonic() > deadline:
-            break
-        _wait(pending, _POLL_S)
-    told = next((error for error in errors if error is not None), "the tasks were cancelled")
-    return WorkersLostError(f"training: ranks lost each other ({told}); run the job again")
-
-
-def _assemble(results: list[RankResult]) -> TrainResult:
-    first = results[0]
-    if len({result.digest for result in results}) != 1 or first.state_dict is None:
-        raise DaskyardError("training: the ranks ended with different weights; the model's step is not deterministic")
-    return TrainResult(
-        first.state_dict,
-        first.history,
-        [result.timings for result in results],
-        len(results),
-        first.timings.total_s,
-    )

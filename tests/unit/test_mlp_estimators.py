@@ -133,9 +133,10 @@ def test_rows_come_to_a_worker_in_order_and_stay_where_they_were(client: Client)
     data = RowsOnWorkers(keys, (0, 10, 10, 130), len(rows), 5, as_float32, timeout_s=20)
 
     def opened(data: RowsOnWorkers) -> Any:
-        found = data.open()
-        inputs, first = found.batch(np.array([299, 0, 10, 129, 130]), 0)
-        return np.array(found.inputs), np.array(found.targets), inputs.numpy(), first.numpy()
+        with data.fetched() as file:
+            found = file.open()
+            inputs, first = found.batch(np.array([299, 0, 10, 129, 130]), 0)
+            return np.array(found.inputs), np.array(found.targets), inputs.numpy(), first.numpy()
 
     for worker in workers:
         inputs, first, some, some_first = client.submit(opened, data, workers=[worker], pure=False).result()
@@ -230,20 +231,11 @@ def test_a_fitted_model_predicts_without_torch(tmp_path: Path) -> None:
 
 
 def files_of_worker(dask_worker: Any) -> list[str]:
-    """Files of this worker's folder, and files without a name that are still mapped or open."""
-    folder = dask_worker.local_directory
-    kept = [line for line in Path("/proc/self/maps").read_text().splitlines() if folder in line]
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            kept += [path for path in [os.readlink(f"/proc/self/fd/{number}")] if path.startswith(f"{folder}/#")]
-        except FileNotFoundError:  # the folder's own
-            continue
-    return kept + [str(path) for path in Path(folder).rglob("*") if path.is_file()]
+    return [str(path) for path in Path(dask_worker.local_directory).rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc, to see files without a name")
-def test_a_lost_worker_ends_the_fit_and_leaves_no_file() -> None:
+def test_a_lost_worker_changes_nothing_in_the_model_and_leaves_no_file() -> None:
     rows, names = table(3000)
     killed: list[int] = []
 
@@ -263,12 +255,11 @@ def test_a_lost_worker_ends_the_fit_and_leaves_no_file() -> None:
         assert not any(client.run(files_of_worker).values())
         killer = threading.Thread(target=kill_when_both_train, args=(client,))
         killer.start()
-        model = MLPClassifier(max_iter=10_000, world_size=2)
-        with pytest.raises(WorkersLostError, match="lost"):
-            model.fit(da.from_array(rows, chunks=(500, 5)), names)
+        model = MLPClassifier(max_iter=100, world_size=2).fit(da.from_array(rows, chunks=(500, 5)), names)
         killer.join()
         assert killed
         deadline = time.monotonic() + 20
         while left := [path for paths in client.run(files_of_worker).values() for path in paths]:
             assert time.monotonic() < deadline, left
             time.sleep(0.2)
+    np.testing.assert_array_equal(model.loss_curve_, MLPClassifier(max_iter=100).fit(rows, names).loss_curve_)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import subprocess
+import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s3fs
@@ -39,6 +43,115 @@ def test_of_many_creators_one_wins_and_its_content_stays(base: str) -> None:
         won = list(pool.map(lambda i: storage.create(url, b"%d" % i), range(16)))
     assert sum(won) == 1
     assert storage.read_bytes(url) == b"%d" % won.index(True)
+
+
+def test_a_version_is_replaced_once_and_a_stale_one_is_refused(base: str) -> None:
+    url = storage.join(base, "a", "counter")
+    with pytest.raises(StorageMissingError, match=r"counter: not found"):
+        storage.read_versioned(url)
+    assert storage.replace(url, b"1", "no such version") is None
+    assert not storage.exists(storage.join(base, "a"))
+    first = storage.replace(url, b"1", None)
+    assert storage.read_versioned(url) == (b"1", first)
+    assert first is not None
+    assert storage.replace(url, b"2", None) is None
+    second = storage.replace(url, b"2", first)
+    assert second not in (None, first)
+    assert storage.replace(url, b"3", first) is None
+    assert storage.read_versioned(url) == (b"2", second)
+    assert [file.url.rsplit("/", 1)[1] for file in storage.list_files(base)] == ["counter"]
+    storage.remove_tree(storage.join(base, "a"))
+    assert storage.replace(url, b"3", second) is None
+    assert not storage.exists(url)
+
+
+def count_up(url: str) -> None:
+    while True:
+        try:
+            content, version = storage.read_versioned(url)
+        except StorageMissingError:
+            content, version = b"0", None  # type: ignore[assignment]
+        if storage.replace(url, b"%d" % (int(content) + 1), version) is not None:
+            return
+
+
+def test_of_sixteen_threads_that_count_none_is_lost(base: str) -> None:
+    url = storage.join(base, "counter")
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(count_up, [url] * 32))
+    assert storage.read_bytes(url) == b"32"
+
+
+def test_of_processes_that_count_on_a_disk_none_is_lost(tmp_path: Path) -> None:
+    url = str(tmp_path / "counter")
+    storage.write_bytes(url, b"0")
+    code = f"""
+from jobs import storage
+for _ in range(200):
+    is_counted = False
+    while not is_counted:
+        content, version = storage.read_versioned({url!r})
+        is_counted = storage.replace({url!r}, b"%d" % (int(content) + 1), version) is not None
+"""
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: subprocess.run([sys.executable, "-c", code], check=True, timeout=120), range(3)))
+    assert storage.read_bytes(url) == b"600"
+
+
+def test_versions_of_disks_and_memory_are_hashes(tmp_path: Path) -> None:
+    for url in (str(tmp_path / "a"), f"memory://{uuid.uuid4().hex}/a"):
+        storage.write_bytes(url, b"x")
+        assert storage.read_versioned(url) == (b"x", hashlib.sha256(b"x").hexdigest())
+
+
+@pytest.mark.parametrize("version", ["absent", "present"])
+def test_a_write_whose_answer_was_lost_is_known_as_our_own(
+    s3: str, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first PUT succeeds and its answer is lost; the second is refused, by our own content or by another's."""
+    monkeypatch.setattr(files, "FIRST_PAUSE_S", 0.001)
+    call = s3fs.S3FileSystem.call_s3
+    done: list[str] = []
+
+    def replace_losing_the_answer(url: str, data: bytes, other: bytes | None) -> str | None:
+        before = None if version == "absent" else storage.replace(url, b"before", None)
+        done.clear()
+
+        def losing(self: Any, method: str, **arguments: Any) -> Any:
+            answer = call(self, method, **arguments)
+            if method == "put_object" and not done:
+                done.append(method)
+                if other is not None:
+                    call(self, method, **{**arguments, "IfMatch": answer["ETag"], "Body": other, "Metadata": {}})
+                raise TimeoutError("the answer was lost")
+            return answer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(s3fs.S3FileSystem, "call_s3", losing)
+            return storage.replace(url, data, before)
+
+    won = replace_losing_the_answer(f"{s3}/won", b"ours", None)
+    assert storage.read_versioned(f"{s3}/won") == (b"ours", won)
+    if version == "present":
+        assert replace_losing_the_answer(f"{s3}/lost", b"ours", b"another's") is None
+        assert storage.read_bytes(f"{s3}/lost") == b"another's"
+        assert replace_losing_the_answer(f"{s3}/same", b"ours", b"ours") is None  # the same bytes, not our write
+
+
+def test_a_lock_that_is_never_given_back_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(files, "_LOCK_S", 0.02)
+    with (
+        files._locked_beside(str(tmp_path / "a")),
+        pytest.raises(StorageError, match=r"another process has held .*\.a\.lock") as caught,
+    ):
+        storage.replace(str(tmp_path / "a"), b"", None)
+    assert caught.value.exit_code == 75
+
+
+def test_storage_without_conditional_writes_is_refused() -> None:
+    with pytest.raises(StorageDeniedError, match="no conditional writes; use s3:// or a path"):
+        storage.replace("http://127.0.0.1:9/file", b"", None)
 
 
 def test_listing_is_recursive_sorted_and_leaves_markers_out(base: str) -> None:

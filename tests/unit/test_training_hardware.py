@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from jobs import runner
 from jobs.errors import SpecError
 from jobs.spec import parse
-from jobs.training import trainer
-from jobs.training.trainer import Hardware, Trainer, choose_workers
+from jobs.training import hardware as hardware_module
+from jobs.training.hardware import Hardware, choose_workers
+from jobs.training.trainer import Trainer
 
 PLAIN, GPU = "plain", "gpu"
 
@@ -61,15 +63,19 @@ def with_gpus_only() -> Iterator[Client]:
 
 @dataclass(frozen=True)
 class Noted:
-    """Random points; whoever reads them leaves a note of its name and of the resources that it has left."""
+    """Random points; a worker that fetches them leaves a note of its name and of the resources that it has left."""
 
     folder: str
     n_samples: int = 64
 
-    def open(self) -> Noted:
+    @contextmanager
+    def fetched(self) -> Iterator[Noted]:
         worker = get_worker()
         n_left = worker.state.available_resources.get("GPU", -1)
         Path(self.folder, worker.name).write_text(f"{n_left:.0f}")
+        yield self
+
+    def open(self) -> Noted:
         return self
 
     def batch(self, indices: NDArray[np.int64], epoch: int) -> tuple[Tensor, Tensor]:
@@ -134,10 +140,10 @@ def test_a_cluster_of_gpu_workers_only_trains_on_its_cpus_too(with_gpus_only: Cl
 
 def test_workers_that_a_running_cluster_is_still_starting_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with cluster_of(Worker, plain={}) as cluster, Client(cluster.scheduler_address) as client:
-        monkeypatch.setattr(trainer, "_WORKERS_TIMEOUT_S", 1.0)
+        monkeypatch.setattr(hardware_module, "_WORKERS_TIMEOUT_S", 1.0)
         with pytest.raises(SpecError, match="the cluster has none"):
             choose_workers(client, None, "gpu")
-        monkeypatch.setattr(trainer, "_WORKERS_TIMEOUT_S", 60.0)
+        monkeypatch.setattr(hardware_module, "_WORKERS_TIMEOUT_S", 60.0)
         cluster.new_spec = {"cls": Worker, "options": spec_options({"GPU": 1})}
         late = threading.Timer(1.0, cluster.scale, [2])
         late.start()

@@ -1,0 +1,137 @@
+"""Processes of their own for the ranks, forked from a server that has torch imported already.
+
+A rank that crashes, or is killed for its memory, takes neither the Dask worker nor what lies there with it, and a new
+one is there in milliseconds: importing torch takes seconds, and is done once for each worker, by `rank_server`. The
+worker's own process does not need torch for a fit. Called by keeper.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickletools
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+
+from jobs.errors import WorkersLostError
+
+# The server has to import torch, which a slow disk can make last.
+_START_TIMEOUT_S = 120.0
+_ANSWER_BYTES = 64
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first message: who this is, at which address others reach it, and what to do (as the driver pickled it)."""
+
+    member: str
+    host: str
+    plan: bytes = field(repr=False)
+    data: bytes | None = field(repr=False)
+    n_threads: int
+    is_on_cpu: bool
+    search_path: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RankProcess:
+    """A process that waits for the first message on its channel; see `rank_process.main` for what it does then."""
+
+    pid: int
+    channel: Connection
+
+    def leave(self) -> None:
+        """Ask it to go at the end of its step."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
+    def end(self) -> str:
+        """Kill it, if it still runs; return how it ended, for people."""
+        with _lock:
+            status = _server.ask(f"end {self.pid}") if _server is not None else ""
+        self.channel.close()
+        return _told(status)
+
+
+def fork_rank(modules: Sequence[str] = ()) -> RankProcess:
+    """Start a process that has `modules` imported: what its server imports once, no rank has to.
+
+    Raises
+    ------
+    WorkersLostError
+        When the server cannot be started on this machine.
+    """
+    global _server
+    with _lock:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            if _server is None or not _server.is_running():
+                _server = _Server()
+            pid = _server.ask(f"fork {' '.join(modules)}", theirs)
+            if not pid:  # it was killed since it was last used
+                _server = _Server()
+                pid = _server.ask(f"fork {' '.join(modules)}", theirs)
+    if not pid:
+        ours.close()
+        raise WorkersLostError("training: no process can be started for a rank on this worker; see the worker's log")
+    return RankProcess(int(pid), Connection(ours.detach()))
+
+
+def search_path() -> tuple[str, ...]:
+    """Return where this process looks for modules: models may be defined anywhere."""
+    return tuple(path or os.getcwd() for path in sys.path)
+
+
+class _Server:
+    """The process that forks; it ends, with all that it has forked, when this process does."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(_START_TIMEOUT_S)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "jobs.training.rank_server", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path())},
+                start_new_session=True,  # Ctrl-C is for the driver, which ends its ranks in order
+            )
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, question: str, channel: socket.socket | None = None) -> str:
+        """Return the answer, or nothing where there is no server any more."""
+        fds = [channel.fileno()] if channel is not None else []
+        try:
+            socket.send_fds(self._socket, [question.encode() + b"\n"], fds)
+            return self._socket.recv(_ANSWER_BYTES).decode()
+        except OSError:
+            self._process.kill()
+            return ""
+
+
+def modules_in(pickled: bytes) -> tuple[str, ...]:
+    """Return the names of modules that a pickle made in this process mentions."""
+    mentioned = {argument for _, argument, _ in pickletools.genops(pickled) if isinstance(argument, str)}
+    return tuple(sorted(mentioned & sys.modules.keys() - {"__main__"}))
+
+
+def _told(status: str) -> str:
+    if not status:
+        return "its process is gone"
+    code = os.waitstatus_to_exitcode(int(status))
+    if code >= 0:
+        return f"its process ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"its process was killed by {name}{' (out of memory?)' if -code == signal.SIGKILL else ''}"
+
+
+_server: _Server | None = None

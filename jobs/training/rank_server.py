@@ -1,0 +1,90 @@
+"""The server that forks rank processes: `python -m jobs.training.rank_server FD`. Started by processes.
+
+It has one thread, so that a fork copies no lock that another thread holds, and it runs nothing of torch, only imports
+it. Requests come one at a time: `fork MODULE…`, with a socket for the new process, answered by its process id, and
+`end PID`, which kills it and answers how it ended (the wait status).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+from multiprocessing.connection import Connection
+
+import torch._dynamo  # noqa: F401  the first optimiser of a process would import it, for seconds
+
+from jobs.training import rank_process
+
+_REQUEST_BYTES = 1 << 16
+_PR_SET_PDEATHSIG = 1
+
+
+def serve(control: socket.socket) -> None:
+    """Answer requests until the worker's process has gone; then end all that was forked."""
+    children: set[int] = set()
+    while True:
+        data, fds, _, _ = socket.recv_fds(control, _REQUEST_BYTES, 1)
+        while data and not data.endswith(b"\n"):
+            data += control.recv(_REQUEST_BYTES)
+        if not data:
+            break
+        request, *arguments = data.decode().split()
+        if request == "fork":
+            _import(arguments)
+            children.add(pid := _fork(control, fds[0]))
+            control.send(str(pid).encode())
+        else:
+            pid = int(arguments[0])
+            control.send(str(_end(pid) if pid in children else 0).encode())
+            children.discard(pid)
+    for pid in children:
+        _end(pid)
+
+
+def _import(names: list[str]) -> None:
+    """Import modules that the next rank uses, and those after it; what fails here fails there, and is told there."""
+    for name in names:
+        if name not in sys.modules:
+            with contextlib.suppress(BaseException):
+                importlib.import_module(name)
+    gc.freeze()  # a child that collects garbage would copy every page it looks at
+
+
+def _fork(control: socket.socket, fd: int) -> int:
+    server = os.getpid()
+    pid = os.fork()
+    if pid:
+        os.close(fd)
+        return pid
+    control.close()
+    _die_with(server)
+    try:
+        rank_process.main(Connection(fd))
+    finally:
+        os._exit(1)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent is gone (Linux; elsewhere the closed channel tells)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _end(pid: int) -> int:
+    """Kill a child unless it has ended; return its wait status."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)  # one that has ended, but was not waited for, stays what it is
+    return os.waitpid(pid, 0)[1]
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,315 @@
+"""Ranks that die, hang, leave and join: does the fit go on, and does the result stay the same?
+
+The model counts how often each sample went into its weights (`counted`), so a sample that was lost or seen twice shows;
+every fit is compared with one that nothing happened to, to the last bit.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import Client, LocalCluster
+
+from jobs.errors import WorkersLostError
+from jobs.training.checkpoints import Checkpoints
+from jobs.training.trainer import Trainer, TrainResult
+from tests.integration.counted import Counts, Numbers, absolute_error, counting_loss, optimiser
+
+N, BATCH, EPOCHS = 960, 96, 3
+TRAINER = Trainer(
+    model_fn=partial(Counts, N),
+    loss_fn=counting_loss,
+    optimiser_fn=optimiser,
+    data=Numbers(N, 0.02),
+    epochs=EPOCHS,
+    batch_size=BATCH,
+    micro_batch_size=16,
+    seed=3,
+    world_size=3,
+    validation=Numbers(200),
+    metric_fn=absolute_error,
+    timeout_s=60,
+    start_timeout_s=120,
+    hang_timeout_s=3,
+    n_threads=1,  # the last digits can depend on it
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: LocalCluster) -> Iterator[Client]:
+    with Client(cluster) as client:
+        client.wait_for_workers(3, timeout=60)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> TrainResult:
+    return replace(TRAINER, data=Numbers(N)).fit_here()
+
+
+def ranks() -> list[int]:
+    """Return the process ids of all ranks on this machine: children of the workers' servers."""
+    servers, parents = set(), {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if b"jobs.training.rank_server" in (folder / "cmdline").read_bytes():
+                    servers.add(int(folder.name))
+                    parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return sorted(pid for pid, parent in parents.items() if parent in servers)
+
+
+def at(share: float, act: Callable[[], None]) -> Callable[[int, int], None]:
+    """Return a listener that acts once, when this share of the samples has been seen."""
+    done: list[bool] = []
+
+    def on_progress(n_seen: int, n_total: int) -> None:
+        if not done and n_seen >= share * n_total:
+            done.append(True)
+            act()
+
+    return on_progress
+
+
+def send(number: int, which: slice) -> Callable[[], None]:
+    def act() -> None:
+        for pid in ranks()[which]:
+            os.kill(pid, number)
+
+    return act
+
+
+def assert_same(result: TrainResult, expected: TrainResult) -> None:
+    counts = result.state_dict["counts"] * BATCH
+    torch.testing.assert_close(counts, torch.full((N,), float(EPOCHS)), rtol=1e-5, atol=0)
+    for name, value in expected.state_dict.items():
+        torch.testing.assert_close(result.state_dict[name], value, rtol=0, atol=0)
+    for ours, theirs in zip(result.history, expected.history, strict=True):
+        assert (ours.loss, ours.validation_loss) == (theirs.loss, theirs.validation_loss)
+        assert ours.validation_metric == theirs.validation_metric
+
+
+def happened(result: TrainResult, kind: str) -> int:
+    return sum(change.kind == kind for change in result.timeline)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_any_number_of_ranks_learns_the_same(client: Client, undisturbed: TrainResult, world_size: int) -> None:
+    assert_same(replace(TRAINER, data=Numbers(N), world_size=world_size).fit(client), undisturbed)
+
+
+@pytest.mark.parametrize(("share", "which"), [(0.0, 1), (0.34, 0), (0.5, 2), (0.7, 0)])
+def test_a_killed_rank_is_done_without_by_the_same_processes(
+    client: Client, undisturbed: TrainResult, share: float, which: int
+) -> None:
+    # Among them is the one at whose store the others met.
+    before: list[int] = []
+    after: list[int] = []
+
+    def kill() -> None:
+        before.extend(ranks())
+        os.kill(before[which], signal.SIGKILL)
+        threading.Timer(0.3, lambda: after.extend(ranks())).start()
+
+    result = replace(TRAINER, data=Numbers(N, 0.05)).fit(client, at(share, kill))
+    assert_same(result, undisturbed)
+    assert set(after) == set(before) - {before[which]}
+    assert "SIGKILL" in next(change for change in result.timeline if change.kind == "lost").why
+
+
+def test_a_rank_that_hangs_is_killed_and_done_without(client: Client, undisturbed: TrainResult) -> None:
+    result = TRAINER.fit(client, at(0.4, send(signal.SIGSTOP, slice(0, 1))))
+    assert_same(result, undisturbed)
+    [lost] = [change for change in result.timeline if change.kind == "lost"]
+    assert "hung for 3 s" in lost.why
+
+
+def test_a_rank_that_is_told_to_leave_finishes_its_step(client: Client, undisturbed: TrainResult) -> None:
+    result = TRAINER.fit(client, at(0.4, send(signal.SIGTERM, slice(1, 2))))
+    assert_same(result, undisturbed)
+    assert (happened(result, "left"), happened(result, "lost"), happened(result, "broken")) == (1, 0, 0)
+
+
+def test_two_ranks_killed_at_once_leave_one(client: Client, undisturbed: TrainResult) -> None:
+    result = TRAINER.fit(client, at(0.4, send(signal.SIGKILL, slice(0, 2))))
+    assert_same(result, undisturbed)
+    assert happened(result, "lost") == 2
+
+
+def test_a_rank_that_was_killed_is_replaced_while_the_others_go_on(client: Client, undisturbed: TrainResult) -> None:
+    result = replace(TRAINER, data=Numbers(N, 0.1)).fit(client, at(0.1, send(signal.SIGKILL, slice(0, 1))))
+    assert_same(result, undisturbed)
+    sizes = [change.world_size for change in result.timeline if change.kind == "formed"]
+    assert sizes == [3, 2, 3]
+
+
+def test_a_rank_that_is_killed_while_it_joins_does_not_stop_the_others(
+    client: Client, undisturbed: TrainResult
+) -> None:
+    killed: list[int] = []
+
+    def kill_the_next_ones() -> None:
+        present = set(ranks())
+        killed.append(min(present))
+        os.kill(min(present), signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while len(killed) < 3 and time.monotonic() < deadline:
+            for pid in set(ranks()) - present - set(killed):
+                time.sleep(0.02 * len(killed))  # before it is ready, and while the others let it in
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    def kill() -> None:
+        threading.Thread(target=kill_the_next_ones, daemon=True).start()
+
+    result = replace(TRAINER, data=Numbers(N, 0.1)).fit(client, at(0.1, kill))
+    assert_same(result, undisturbed)
+    assert happened(result, "lost") == len(killed) == 3
+
+
+def test_all_ranks_killed_begin_again_at_the_last_checkpoint(
+    client: Client, undisturbed: TrainResult, tmp_path: Path
+) -> None:
+    trainer = replace(TRAINER, checkpoints=Checkpoints(str(tmp_path), "f" * 64), checkpoint_every_s=0.3)
+    result = trainer.fit(client, at(0.8, send(signal.SIGKILL, slice(None))))
+    assert_same(result, undisturbed)
+    formed = [change.position for change in result.timeline if change.kind == "formed"]
+    assert formed[0] == 0
+    assert formed[-1] is not None
+    assert formed[-1] > 12  # an epoch has 13 steps, and each ends with a checkpoint
+
+
+def test_without_checkpoints_all_ranks_killed_begin_anew(client: Client, undisturbed: TrainResult) -> None:
+    assert_same(TRAINER.fit(client, at(0.5, send(signal.SIGKILL, slice(None)))), undisturbed)
+
+
+def test_a_second_fit_goes_on_in_mid_epoch_where_the_first_was_cut_off(
+    client: Client, undisturbed: TrainResult, tmp_path: Path
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    trainer = replace(TRAINER, checkpoints=Checkpoints(str(tmp_path), "f" * 64), checkpoint_every_s=0.2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(client, at(0.5, interrupt))
+    latest = trainer.checkpoints.latest() if trainer.checkpoints is not None else None
+    assert latest is not None
+    result = replace(trainer, world_size=2).fit(client)
+    assert_same(result, undisturbed)
+    formed = next(change for change in result.timeline if change.kind == "formed")
+    assert formed.position is not None
+    assert formed.position >= latest.position > 0
+
+
+def test_a_step_that_always_loses_its_rank_ends_the_fit_and_says_so(client: Client) -> None:
+    trainer = replace(TRAINER, loss_fn=deadly_loss, world_size=1, data=Numbers(N))
+    with pytest.raises(WorkersLostError, match=r"ranks were lost 5 times at step 1, the last: .*SIGKILL"):
+        trainer.fit(client)
+
+
+def deadly_loss(outputs: tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return counting_loss(outputs, targets)
+
+
+def test_fewer_ranks_than_the_minimum_end_the_fit(client: Client) -> None:
+    trainer = replace(TRAINER, min_world_size=3, start_timeout_s=8)
+
+    def forbid_more() -> None:
+        send(signal.SIGTERM, slice(0, 1))()  # told to leave: no other is started there
+
+    with pytest.raises(WorkersLostError, match="2 ranks ready in 8 s, 3 are needed"):
+        trainer.fit(client, at(0.3, forbid_more))
+
+
+def test_two_fits_at_once_never_hold_half_of_the_workers_each(cluster: LocalCluster, undisturbed: TrainResult) -> None:
+    def fit(_: int) -> TrainResult:
+        with Client(cluster) as client:
+            return replace(TRAINER, data=Numbers(N, 0.005), min_world_size=3).fit(client)
+
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(fit, range(2)):
+            assert_same(result, undisturbed)
+            assert happened(result, "lost") == 0
+
+
+def test_a_worker_that_comes_joins_and_one_that_retires_leaves(undisturbed: TrainResult) -> None:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        first = next(iter(cluster.scheduler.workers))
+
+        def retire_when_joined() -> None:
+            deadline = time.monotonic() + 60
+            while len(ranks()) < 2 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(4)  # some steps
+            with Client(cluster.scheduler_address) as other:
+                other.retire_workers([first])
+
+        def scale() -> None:
+            cluster.scale(2)
+            threading.Thread(target=retire_when_joined, daemon=True).start()
+
+        trainer = replace(TRAINER, data=Numbers(N, 0.2), world_size=1, max_world_size=2)
+        result = trainer.fit(client, at(0.02, scale))
+    assert_same(result, undisturbed)
+    sizes = [change.world_size for change in result.timeline if change.kind == "formed"]
+    assert sizes == [1, 2, 1]
+    assert happened(result, "left") + happened(result, "lost") == 1  # as its step ends before or after its worker
+
+
+def test_a_driver_that_is_killed_leaves_no_rank_and_its_fit_goes_on_elsewhere(
+    cluster: LocalCluster, client: Client, undisturbed: TrainResult, tmp_path: Path
+) -> None:
+    trainer = replace(
+        TRAINER, data=Numbers(N, 0.1), checkpoints=Checkpoints(str(tmp_path), "f" * 64), checkpoint_every_s=0.2
+    )
+    driver = multiprocessing.get_context("spawn").Process(target=fit_at, args=(cluster.scheduler_address, trainer))
+    driver.start()
+    deadline = time.monotonic() + 60
+    while trainer.checkpoints.latest() is None or trainer.checkpoints.latest().position < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    driver.kill()
+    driver.join(10)
+    while ranks():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    result = replace(trainer, data=Numbers(N)).fit(client)
+    assert_same(result, undisturbed)
+    formed = next(change for change in result.timeline if change.kind == "formed")
+    assert formed.position is not None
+    assert formed.position >= 4
+
+
+def fit_at(address: str, trainer: Trainer) -> None:
+    with Client(address) as client:
+        trainer.fit(client)
+
+
+def test_no_process_is_left(client: Client) -> None:
+    deadline = time.monotonic() + 10
+    while ranks():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
