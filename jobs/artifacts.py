@@ -157,6 +157,7 @@ class Attempt:
         self.id = f"{stamp}-{uuid.uuid4().hex[:12]}"
         self.url = storage.join(run_url, "attempts", self.id)
         self._files: dict[str, FileRecord] = {}
+        self._shared: set[str] = set()
         self._is_committed = False
 
     @property
@@ -167,6 +168,12 @@ class Attempt:
     def file_url(self, name: str) -> str:
         """Where the file `name` of this attempt goes."""
         return storage.join(self.url, name)
+
+    def shared_url(self, name: str) -> str:
+        """Where attempts at this run leave what the next one can use; the one that wins removes it."""
+        url = storage.join(self.run_url, name)
+        self._shared.add(url)
+        return url
 
     def add_file(self, name: str, size: int, sha256: str) -> None:
         """Register a file that somebody else, such as a worker, wrote to `file_url(name)`."""
@@ -188,6 +195,7 @@ class Attempt:
         if standing.attempt == self.id:
             self._is_committed = True
             self._remove_others()
+            self.remove_shared()
         else:
             self.discard()
         return standing
@@ -196,6 +204,11 @@ class Attempt:
         """Remove the files of this attempt, unless it is the one that was committed: whatever fails then, they stay."""
         if not self._is_committed:
             storage.remove_tree(self.url)
+
+    def remove_shared(self) -> None:
+        """Remove what attempts at this run left for the next one."""
+        for url in self._shared:
+            storage.remove_tree(url)
 
     def _remove_others(self) -> None:
         folder = storage.join(self.run_url, "attempts")

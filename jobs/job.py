@@ -145,6 +145,10 @@ class Job:
         """Where a worker writes the file `name` of this attempt; register it with `add_file`."""
         return self.attempt.file_url(name)
 
+    def shared_url(self, name: str) -> str:
+        """Where attempts at this run leave what the next one can use, until one of them is committed."""
+        return self.attempt.shared_url(name)
+
     def add_file(self, name: str, size: int, sha256: str) -> None:
         """Register a file that a worker wrote."""
         self.attempt.add_file(name, size, sha256)

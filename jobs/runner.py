@@ -21,7 +21,15 @@ import jobs
 from jobs import storage
 from jobs.artifacts import Attempt, Manifest, TuningRecord, read_manifest
 from jobs.cluster import connected
-from jobs.errors import DaskyardError, OutputError, SpecError, StoppedError, StorageError, StorageMissingError
+from jobs.errors import (
+    DaskyardError,
+    OutputError,
+    SpecError,
+    StoppedError,
+    StorageError,
+    StorageMissingError,
+    WorkersLostError,
+)
 from jobs.job import Evaluation, Job, Pipeline, workers_lost
 from jobs.listener import Listener
 from jobs.memory_watch import MemoryWatch
@@ -198,9 +206,14 @@ def _of_this_spec(manifest: Manifest, spec: JobSpec, run_url: str) -> Manifest:
 
 
 def _discard(attempt: Attempt, error: BaseException) -> None:
-    """Remove the attempt's files; what went wrong before matters more than a failure to clean up."""
+    """Remove the attempt's files; what went wrong before matters more than a failure to clean up.
+
+    What it left for another attempt stays where another one may get further.
+    """
     try:
         attempt.discard()
+        if isinstance(error, DaskyardError) and error.exit_code != WorkersLostError.exit_code:
+            attempt.remove_shared()
     except StoppedError:
         raise
     except (DaskyardError, OSError) as second:

@@ -32,6 +32,7 @@ from jobs.pipelines.image_blocks import (
     supports_bfloat16,
     whitening_of,
 )
+from jobs.pipelines.trained import checkpoints_of, world_sizes
 from jobs.readers import images as readers
 from jobs.training.convnet import ConvNet, ConvNetConfig, ImageData, nesterov_sgd, smoothed_cross_entropy, triangle
 from jobs.training.hardware import choose_workers
@@ -192,8 +193,10 @@ def fit(job: Job, prepared: Prepared) -> Model:
         is_bfloat16=_is_bfloat16(job),
     )
     [whitening] = job.map(whitening_of, [prepared.train], config, unit="samples")
-    world_size = params.world_size or len(choose_workers(job.client, None, params.hardware))
+    world_size, max_world_size = world_sizes(job)
     sizes = sorted({world_size, *params.compare_world_sizes})
+    # Those that are compared begin at their beginning, and stay as they are: it is their time that counts.
+    is_compared = len(sizes) > 1
     results = {}
     for done, size in enumerate(sizes):
         trainer = Trainer(
@@ -206,9 +209,12 @@ def fit(job: Job, prepared: Prepared) -> Model:
             batch_size=params.batch_size,
             micro_batch_size=min(params.micro_batch_size, params.batch_size),
             seed=params.seed,
-            world_size=size,
             timeout_s=params.step_timeout_s,
             hardware=params.hardware,
+            checkpoints=None if is_compared else checkpoints_of(job),
+            checkpoint_every_s=params.checkpoint_every_s,
+            world_size=size,
+            max_world_size=size if is_compared else max_world_size,
         )
         results[size] = trainer.fit(job.client, functools.partial(_progress, job, done, len(sizes)))
         job.log.info("%d ranks: %.0f images/s", size, results[size].samples_per_s)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from jobs.job import Evaluation
 from jobs.pipelines.image_blocks import Mistake
-from jobs.report.sections import Bars, Curves, Images, Matrix, Section, Table
+from jobs.pipelines.trained import training_metrics, training_sections
+from jobs.report.sections import Curves, Images, Matrix, Section, Table
 from jobs.training.trainer import TrainResult
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def evaluation(
         "train_loss": result.history[-1].loss,
         "train_s": result.seconds,
         "img_per_s": result.samples_per_s,
-        "world_size": result.world_size,
+        **training_metrics(result),
         "precision": "bfloat16" if model.config.is_bfloat16 else "float32",
     }
     per_class: list[list[str | int | float]] = [
@@ -57,7 +58,7 @@ def evaluation(
         _curve("Speed", "images/s", {"images/s": [epoch.samples_per_s for epoch in result.history]}),
         Table("Per class", ["class", "images", "precision", "recall", "F1"], per_class),
         Matrix("Confusion matrix", classes, confusion.astype(float).tolist()),
-        Bars("Where a rank's time went", _PARTS, [100 * result.share_of(part) for part in _PARTS], "%"),
+        *training_sections(result),
         Images(
             "Surest errors",
             [

@@ -17,6 +17,7 @@ from jobs.job import Evaluation, Job
 from jobs.pipelines import tabular
 from jobs.pipelines.tabular import Loaded, Prepared
 from jobs.pipelines.tabular_tasks import regression_sums
+from jobs.pipelines.trained import checkpoints_of, training_metrics, training_sections, world_sizes
 from jobs.readers.table_profile import has_too_many
 from jobs.report.sections import Curves, Matrix, Table
 from jobs.training.hardware import choose_workers
@@ -87,6 +88,7 @@ def fit(job: Job, prepared: Prepared) -> Model:
             for each in zip(prepared.train.X, prepared.train.y, names, strict=True)
         ]
         commit_index(folder, job.wait(written, unit="shards"))
+        world_size, max_world_size = world_sizes(job)
         trainer = Trainer(
             model_fn=network.make,
             loss_fn=cross_entropy if classes else squared_error,
@@ -97,9 +99,12 @@ def fit(job: Job, prepared: Prepared) -> Model:
             batch_size=params.batch_size,
             micro_batch_size=min(params.micro_batch_size, params.batch_size),
             seed=params.seed,
-            world_size=params.world_size or len(choose_workers(job.client, None, params.hardware)),
             timeout_s=params.step_timeout_s,
             hardware=params.hardware,
+            checkpoints=checkpoints_of(job),
+            checkpoint_every_s=params.checkpoint_every_s,
+            world_size=world_size,
+            max_world_size=max_world_size,
         )
         result = trainer.fit(job.client, lambda done, total: job.progress(done, total, "rows"))
     finally:
@@ -121,12 +126,15 @@ def evaluate(job: Job, prepared: Prepared, model: Model) -> Evaluation:
         "n_train": sum(prepared.train.n),
         "n_test": sum(test.n),
         "n_columns": model.network.n_inputs,
-        "world_size": model.result.world_size,
+        **training_metrics(model.result),
         "rows_per_s": model.result.samples_per_s,
         **prepared.counts,
     }
     losses = [(float(number), epoch.loss) for number, epoch in enumerate(model.result.history, start=1)]
-    sections: list[Any] = [Curves("Training loss", "epoch", "loss", {"training": losses})]
+    sections: list[Any] = [
+        Curves("Training loss", "epoch", "loss", {"training": losses}),
+        *training_sections(model.result),
+    ]
     if model.network.classes is None:
         return Evaluation("r2", tabular.regression_metrics(scores) | metrics, sections)
     confusion = np.sum([score["confusion"] for score in scores], axis=0)

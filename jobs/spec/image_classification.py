@@ -74,7 +74,11 @@ class ImageClassificationParams(Params):
         0.2, gt=0, lt=1, description="Share of the images set aside where the input has no test set."
     )
     world_size: int | None = Field(
-        None, ge=1, le=1024, description="Ranks that train, one on each worker; without it, all that hardware allows."
+        None,
+        ge=1,
+        le=1024,
+        description="Ranks that train, one on each worker; without it, all that hardware allows, those that come "
+        "later too. Ranks that are lost are done without until others take their place.",
     )
     hardware: Literal["auto", "cpu", "gpu"] = Field(
         "auto",
@@ -85,6 +89,13 @@ class ImageClassificationParams(Params):
         (),
         max_length=8,
         description="Also train at each of these world sizes, and report what distribution does to the time.",
+    )
+    checkpoint_every_s: float = Field(
+        60.0,
+        gt=0,
+        le=86400,
+        description="The state of the training is stored so often, and after each epoch: what is lost at most when all "
+        "workers, or the runner, are.",
     )
     step_timeout_s: float = Field(
         600.0, gt=0, le=86400, description="Longest wait of a rank for the others before the job fails."

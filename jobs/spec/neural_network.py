@@ -32,10 +32,19 @@ class NeuralNetworkParams(TableParams):
     learning_rate: float = Field(2e-3, gt=0, description="Highest learning rate of AdamW; it warms up and decays.")
     weight_decay: float = Field(1e-4, ge=0, description="Decoupled weight decay.")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="Share of rows set aside for the test.")
-    world_size: int | None = Field(None, ge=1, description="Ranks; by default one a worker that hardware allows.")
+    world_size: int | None = Field(
+        None, ge=1, description="Ranks; by default one a worker that hardware allows, those that come later too."
+    )
     hardware: Literal["auto", "cpu", "gpu"] = Field(
         "auto",
         description="Which workers train: gpu: those that offer the Dask resource GPU; cpu: those that do not, where "
         "there are any, and without CUDA; auto: any, those with a GPU first, with CUDA where they have it.",
+    )
+    checkpoint_every_s: float = Field(
+        60.0,
+        gt=0,
+        le=86400,
+        description="The state of the training is stored so often, and after each epoch: what is lost at most when all "
+        "workers, or the runner, are.",
     )
     step_timeout_s: float = Field(300.0, gt=0, description="Longest wait of a rank for the others, seconds.")

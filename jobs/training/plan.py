@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -74,21 +75,31 @@ class Plan:
     checkpoints: Checkpoints | None = None
     checkpoint_every_s: float = 60.0
 
+    # Asked for in each step, and data may have to count.
+    @cached_property
+    def n_samples(self) -> int:
+        """Training samples."""
+        return self.data.n_samples
+
+    @cached_property
+    def n_validation(self) -> int:
+        """Validation samples."""
+        return self.validation.n_samples if self.validation is not None else 0
+
     @property
     def n_total(self) -> int:
         """Training samples of all epochs."""
-        return self.epochs * self.data.n_samples
+        return self.epochs * self.n_samples
 
     @property
     def n_train_steps(self) -> int:
         """Optimiser steps of an epoch."""
-        return math.ceil(self.data.n_samples / self.batch_size)
+        return math.ceil(self.n_samples / self.batch_size)
 
     @property
     def n_epoch_steps(self) -> int:
         """Steps of an epoch, those of its validation among them."""
-        n_validation = self.validation.n_samples if self.validation is not None else 0
-        return self.n_train_steps + math.ceil(n_validation / self.batch_size)
+        return self.n_train_steps + math.ceil(self.n_validation / self.batch_size)
 
     @property
     def n_steps(self) -> int:
@@ -128,7 +139,7 @@ class Step:
 
 def steps(plan: Plan, first: int = 0) -> Iterator[Step]:
     """Yield the steps of a fit from the `first` on: a function of seed and sizes alone. Last batches may be smaller."""
-    n = plan.data.n_samples
+    n = plan.n_samples
     for epoch in range(first // plan.n_epoch_steps, plan.epochs):
         order = np.random.default_rng(np.random.SeedSequence([plan.seed, epoch])).permutation(n)
         for index in range(max(first - epoch * plan.n_epoch_steps, 0), plan.n_epoch_steps):
@@ -137,8 +148,7 @@ def steps(plan: Plan, first: int = 0) -> Iterator[Step]:
             if is_training:
                 batch = order[start : start + plan.batch_size]
             else:
-                assert plan.validation is not None
-                batch = np.arange(start, min(start + plan.batch_size, plan.validation.n_samples))
+                batch = np.arange(start, min(start + plan.batch_size, plan.n_validation))
             micro_batches = np.array_split(batch, math.ceil(len(batch) / plan.micro_batch_size))
             n_seen = epoch * n + min(start if is_training else n, n)
             yield Step(micro_batches, epoch, n_seen, is_training, index == plan.n_epoch_steps - 1)

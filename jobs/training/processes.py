@@ -7,6 +7,7 @@ worker's own process does not need torch for a fit. Called by keeper.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pickletools
@@ -23,6 +24,7 @@ from jobs.errors import WorkersLostError
 
 # The server has to import torch, which a slow disk can make last.
 _START_TIMEOUT_S = 120.0
+_END_TIMEOUT_S = 2.0
 _ANSWER_BYTES = 64
 
 _lock = threading.Lock()
@@ -90,6 +92,12 @@ def search_path() -> tuple[str, ...]:
     return tuple(path or os.getcwd() for path in sys.path)
 
 
+@atexit.register
+def _end_server() -> None:
+    if _server is not None:
+        _server.end()
+
+
 class _Server:
     """The process that forks; it ends, with all that it has forked, when this process does."""
 
@@ -106,6 +114,11 @@ class _Server:
 
     def is_running(self) -> bool:
         return self._process.poll() is None
+
+    def end(self) -> None:
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_TIMEOUT_S)
 
     def ask(self, question: str, channel: socket.socket | None = None) -> str:
         """Return the answer, or nothing where there is no server any more."""

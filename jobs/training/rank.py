@@ -302,10 +302,10 @@ class Rank:
         self.mark = now
 
     def _end_epoch(self) -> None:
-        progress, n = self.progress, self.plan.data.n_samples
+        progress, n = self.progress, self.plan.n_samples
         validation: tuple[float | None, float | None] = (None, None)
         if self.plan.validation is not None:
-            n_validation = self.plan.validation.n_samples
+            n_validation = self.plan.n_validation
             validation = (
                 progress.validation_loss_sum / n_validation,
                 progress.validation_metric_sum / n_validation if self.plan.metric_fn is not None else None,

@@ -28,12 +28,19 @@ _PR_SET_PDEATHSIG = 1
 def serve(control: socket.socket) -> None:
     """Answer requests until the worker's process has gone; then end all that was forked."""
     children: set[int] = set()
+    with contextlib.suppress(ConnectionError):
+        _answer(control, children)
+    for pid in children:
+        _end(pid)
+
+
+def _answer(control: socket.socket, children: set[int]) -> None:
     while True:
         data, fds, _, _ = socket.recv_fds(control, _REQUEST_BYTES, 1)
         while data and not data.endswith(b"\n"):
             data += control.recv(_REQUEST_BYTES)
         if not data:
-            break
+            return
         request, *arguments = data.decode().split()
         if request == "fork":
             _import(arguments)
@@ -43,8 +50,6 @@ def serve(control: socket.socket) -> None:
             pid = int(arguments[0])
             control.send(str(_end(pid) if pid in children else 0).encode())
             children.discard(pid)
-    for pid in children:
-        _end(pid)
 
 
 def _import(names: list[str]) -> None:

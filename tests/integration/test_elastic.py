@@ -9,6 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -306,6 +308,12 @@ def test_a_driver_that_is_killed_leaves_no_rank_and_its_fit_goes_on_elsewhere(
 def fit_at(address: str, trainer: Trainer) -> None:
     with Client(address) as client:
         trainer.fit(client)
+
+
+def test_the_example_with_a_model_of_ones_own_reads_digits() -> None:
+    example = Path(__file__).parents[2] / "examples" / "own_model.py"
+    told = subprocess.run([sys.executable, example], capture_output=True, text=True, check=True, timeout=300)
+    assert float(told.stdout.splitlines()[-1].split()[-1]) > 0.95
 
 
 def test_no_process_is_left(client: Client) -> None:

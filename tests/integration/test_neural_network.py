@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from distributed import Client
 
 from jobs import runner, storage
 from jobs.artifacts import Manifest
+from jobs.errors import SpecError, StoppedError
+from jobs.listener import Listener
 from jobs.spec import parse
 
 
@@ -50,3 +53,44 @@ def test_a_class_that_occurs_once_is_fine(client: Client, tmp_path: Path) -> Non
     manifest = run(client, tmp_path / "t.parquet", target="y")
     assert model(manifest)["classes"] == ["once", "one", "other"]
     assert manifest.metrics["n_train"] + manifest.metrics["n_test"] == 100
+
+
+class StopsInMidTraining(Listener):
+    def progress(self, stage: str, done: float, total: float, unit: str) -> None:
+        if stage == "fit" and unit == "rows" and done > 0.6 * total:
+            raise StoppedError("told to stop")
+
+
+def test_a_run_that_was_stopped_goes_on_in_mid_training_and_ends_as_if_it_had_not_been(
+    client: Client, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(2000, 4)), columns=list("abcd"))
+    frame["y"] = frame.a * frame.b + frame.c
+    frame.to_parquet(tmp_path / "t.parquet")
+    params = {"target": "y", "hidden": [8], "epochs": 40, "batch_size": 64, "checkpoint_every_s": 0.1}
+    document = {"pipeline": "neural_network", "input": str(tmp_path / "t.parquet"), "params": params}
+    spec, undisturbed = (parse({**document, "output": str(tmp_path / name)}) for name in ("runs", "undisturbed"))
+    run_url = f"{tmp_path}/runs/{spec.name}"
+    with pytest.raises(StoppedError):
+        runner.run(spec, client=client, listener=StopsInMidTraining())
+    assert storage.list_files(f"{run_url}/checkpoints")
+    manifest = runner.run(spec, client=client).manifest
+    report = storage.read_bytes(next(file.url for file in manifest.files if file.name == "report.html")).decode()
+    [kept] = re.findall(
+        r"formed.*?<td[^>]*>all</td>(?:\s*<td[^>]*>[^<]*</td>){2}\s*<td[^>]*>([^<]*)</td>", report, re.S
+    )
+    assert int(kept.replace(",", "")) > 100
+    assert not storage.exists(f"{run_url}/checkpoints")
+    expected = runner.run(undisturbed, client=client).manifest
+    for name in ("r2", "rmse", "mae"):
+        assert manifest.metrics[name] == expected.metrics[name]
+
+
+def test_a_run_that_cannot_succeed_leaves_no_checkpoints(client: Client, tmp_path: Path) -> None:
+    pd.DataFrame({"a": np.arange(500.0), "y": np.arange(500.0) % 37}).to_parquet(tmp_path / "t.parquet")
+    params = {"target": "y", "hidden": [8], "epochs": 40, "learning_rate": 1e30, "checkpoint_every_s": 0.01}
+    document = {"pipeline": "neural_network", "input": str(tmp_path / "t.parquet"), "output": str(tmp_path / "runs")}
+    with pytest.raises(SpecError, match="the loss became"):
+        runner.run(parse({**document, "params": params}), client=client)
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
