@@ -27,7 +27,8 @@ from jobs.training.keeper import Orders, RankLostError, deliver, keep
 from jobs.training.membership import Change, Membership, NewGeneration
 from jobs.training.plan import DataOnWorkers, Plan
 from jobs.training.processes import modules_in
-from jobs.training.rank import RankResult, Timings
+from jobs.training.progress import Timings
+from jobs.training.rank import RankResult
 
 _log = logging.getLogger("daskyard.training")
 
@@ -36,7 +37,7 @@ _LOOK_EVERY_S = 0.5
 _TELL_EVERY_S = 2.0
 _TELL_TIMEOUT_S = 30.0
 # One fit at a time takes workers, so that no two wait for each other's.
-_GANG = "daskyard-gang"
+GANG = "daskyard-gang"
 _GANG_TRY_S = 30.0
 _GANG_PAUSE_S = 2.0
 # The last ranks to end, after the first one did.
@@ -173,7 +174,7 @@ class Driver:
     @contextlib.contextmanager
     def _gate(self, deadline: float) -> Iterator[None]:
         # Its lease ends by itself if this process dies.
-        gate = Semaphore(1, _GANG, self._client.scheduler, self._client.loop)
+        gate = Semaphore(1, GANG, self._client.scheduler, self._client.loop)
         try:
             if not gate.acquire(timeout=max(deadline - time.monotonic(), _POLL_S)):
                 raise WorkersLostError(
@@ -295,7 +296,7 @@ class Driver:
             keeper.is_started = True
         elif kind == "ready":
             keeper.is_ready = True
-            membership.ready(now, member, tuple(facts["peer"]))
+            membership.ready(now, member, tuple(facts["peer"]), f"process {facts['pid']}")
         elif kind == "formed":
             membership.formed(now, member, facts["generation"], facts["position"])
         elif kind == "committed":

@@ -20,7 +20,7 @@ from distributed.core import Status
 
 from jobs.errors import WorkersLostError
 from jobs.training.metrics import Metrics
-from jobs.training.processes import RankProcess, Start, fork_rank, search_path
+from jobs.training.processes import RankProcess, Start, Surroundings, fork_rank
 
 _POLL_S = 0.05
 _CLOSING = (Status.closing_gracefully, Status.closing, Status.closed)
@@ -148,7 +148,9 @@ class Keeper:
     def _start(self, data: bytes | None) -> Start:
         host = str(get_address_host(self._worker.address))
         n_threads = self.orders.n_threads or self._worker.state.nthreads
-        return Start(self.orders.member, host, self.orders.plan, data, n_threads, self.orders.is_on_cpu, search_path())
+        return Start(
+            self.orders.member, host, self.orders.plan, data, n_threads, self.orders.is_on_cpu, Surroundings.here()
+        )
 
     def _followed(self, process: RankProcess) -> bytes | None:
         phase = "start"

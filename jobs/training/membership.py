@@ -26,7 +26,7 @@ class Change:
     at
         Seconds since the epoch, by the driver's clock.
     kind
-        started, ready, formed, committed, lost, left, broken, restarted.
+        ready, formed, committed (the first step of a generation), lost, left, broken.
     member
         Whom it is about; empty where it is about all.
     generation, world_size
@@ -34,7 +34,7 @@ class Change:
     position
         Steps kept by then, where it is known.
     why
-        For people.
+        For people; of a member that is ready, its process.
     """
 
     at: float
@@ -110,10 +110,10 @@ class Membership:
         """Steps that are known to be kept."""
         return self._position
 
-    def ready(self, now: float, member: str, peer: PeerFacts) -> None:
+    def ready(self, now: float, member: str, peer: PeerFacts, why: str = "") -> None:
         """Take in a member whose model and data are ready."""
         self._ready[member] = peer
-        self._note(now, "ready", member)
+        self._note(now, "ready", member, why=why)
 
     def formed(self, now: float, member: str, generation: int, position: int) -> None:
         """Take note that a member met the others."""
@@ -171,10 +171,6 @@ class Membership:
     def peers(self) -> NewGeneration:
         """Return the present generation, to be told again."""
         return NewGeneration(self.generation, tuple(self._ready[m] for m in self.current if m in self._ready))
-
-    def note(self, now: float, kind: str, member: str, why: str = "") -> None:
-        """Add an entry to the timeline."""
-        self._note(now, kind, member, why=why)
 
     def _form(self, members: list[str]) -> NewGeneration:
         self.generation += 1

@@ -45,6 +45,6 @@ class Metrics:
             _rate.set((n_seen - self._n_seen) / (now - self._at))
         self._n_seen, self._at = n_seen, now
         for name, seconds in timings.items():
-            if name != "total_s":
+            if name not in ("total_s", "open_s"):
                 _seconds.labels(name.removesuffix("_s")).inc(max(seconds - self._timings.get(name, 0.0), 0.0))
         self._timings = timings

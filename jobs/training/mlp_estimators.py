@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from distributed import Future, Lock
+from distributed import Future
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import assert_all_finite
@@ -32,8 +32,6 @@ Layers = list[tuple[Floats, Floats]]
 Encode = Callable[[Any], NDArray[np.float32]]
 Loss = Literal["cross_entropy", "squared_error"]
 
-# One fit at a time on a cluster, whoever its clients are.
-_LOCK = "daskyard-mlp-fit"
 # Rows that are predicted at a time: what the layers pass on stays in the cache, however large the block is.
 _CHUNK = 2048
 # Binary digits of the target's mean and scale: few enough that no order of summation shows.
@@ -240,11 +238,9 @@ def _fitted(trainer: Any, blocks: Blocks, world_size: int | None) -> Any:
     from jobs.training.hardware import choose_workers
 
     client = blocks.rows[0].client
-    # Ranks of two fits, each waiting for a worker that runs a rank of the other, would wait for ever.
-    with Lock(_LOCK, client.scheduler, client.loop):
-        n_useful = math.ceil(trainer.batch_size / trainer.micro_batch_size)
-        n_ranks = world_size or min(len(choose_workers(client, None)), n_useful)
-        return replace(trainer, world_size=n_ranks).fit(client)
+    n_useful = math.ceil(trainer.batch_size / trainer.micro_batch_size)
+    n_ranks = world_size or min(len(choose_workers(client, None)), n_useful)
+    return replace(trainer, world_size=n_ranks).fit(client)
 
 
 def _data(blocks: Blocks, encode: Encode, timeout_s: float) -> Any:

@@ -16,23 +16,52 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+
+import dask
+import fsspec.config
 
 from jobs.errors import WorkersLostError
 
 # The server has to import torch, which a slow disk can make last.
 _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 2.0
+_N_TRIES = 2
 _ANSWER_BYTES = 64
 
 _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
+class Surroundings:
+    """What a process finds by itself, and one that was forked long ago does not: it may have changed since."""
+
+    search_path: tuple[str, ...]
+    environment: Mapping[str, str]
+    temporary_directory: str | None
+
+    @classmethod
+    def here(cls) -> Surroundings:
+        """Return those of this process."""
+        return cls(_search_path(), dict(os.environ), dask.config.get("temporary-directory", None))
+
+    def take(self) -> None:
+        """Make them this process's."""
+        sys.path[:] = self.search_path
+        os.environ.clear()
+        os.environ.update(self.environment)
+        fsspec.config.set_conf_env(fsspec.config.conf)
+        dask.config.set({"temporary-directory": self.temporary_directory})
+
+
+@dataclass(frozen=True)
 class Start:
-    """The first message: who this is, at which address others reach it, and what to do (as the driver pickled it)."""
+    """The first message: who this is, at which address others reach it, and what to do (as the driver pickled it).
+
+    `surroundings` are the worker's: what is found where, and which credentials storage takes.
+    """
 
     member: str
     host: str
@@ -40,7 +69,7 @@ class Start:
     data: bytes | None = field(repr=False)
     n_threads: int
     is_on_cpu: bool
-    search_path: tuple[str, ...]
+    surroundings: Surroundings = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -75,20 +104,23 @@ def fork_rank(modules: Sequence[str] = ()) -> RankProcess:
     with _lock:
         ours, theirs = socket.socketpair()
         with theirs:
-            if _server is None or not _server.is_running():
-                _server = _Server()
-            pid = _server.ask(f"fork {' '.join(modules)}", theirs)
-            if not pid:  # it was killed since it was last used
-                _server = _Server()
+            pid = ""
+            for _ in range(_N_TRIES):  # a server may have been killed since it was last used
+                if _server is None:
+                    _server = _Server()
                 pid = _server.ask(f"fork {' '.join(modules)}", theirs)
+                if pid:
+                    break
+                _server.end()
+                _server = None
     if not pid:
         ours.close()
         raise WorkersLostError("training: no process can be started for a rank on this worker; see the worker's log")
     return RankProcess(int(pid), Connection(ours.detach()))
 
 
-def search_path() -> tuple[str, ...]:
-    """Return where this process looks for modules: models may be defined anywhere."""
+def _search_path() -> tuple[str, ...]:
+    # Models may be defined anywhere.
     return tuple(path or os.getcwd() for path in sys.path)
 
 
@@ -108,17 +140,17 @@ class _Server:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "jobs.training.rank_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path())},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(_search_path())},
                 start_new_session=True,  # Ctrl-C is for the driver, which ends its ranks in order
             )
 
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
     def end(self) -> None:
         self._socket.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def ask(self, question: str, channel: socket.socket | None = None) -> str:
         """Return the answer, or nothing where there is no server any more."""
@@ -127,7 +159,6 @@ class _Server:
             socket.send_fds(self._socket, [question.encode() + b"\n"], fds)
             return self._socket.recv(_ANSWER_BYTES).decode()
         except OSError:
-            self._process.kill()
             return ""
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -27,49 +28,12 @@ from jobs.training.collective import CollectiveError, Form, Group, Store, pick_d
 from jobs.training.control import Control, Unled
 from jobs.training.plan import Data, Plan, Step, steps
 from jobs.training.prefetch import Prefetcher
+from jobs.training.progress import Epoch, Progress, Timings
 from jobs.training.snapshots import Snapshots
 from jobs.training.sums import Sums
 
 _PROGRESS_EVERY_S = 0.5
 _model_lock = threading.Lock()  # torch's generator is one for the process, in which other ranks may run
-
-
-@dataclass
-class Timings:
-    """Seconds of one rank.
-
-    Attributes
-    ----------
-    data_wait_s, compute_s, all_reduce_s, checkpoint_s
-        Waiting for data, computing, summing over the ranks (waiting for them included), copying states to be stored;
-        of steps that were kept.
-    lost_s
-        Steps that were begun and not kept, and forming new generations.
-    total_s
-        From the first generation's start.
-    """
-
-    data_wait_s: float = 0.0
-    compute_s: float = 0.0
-    all_reduce_s: float = 0.0
-    checkpoint_s: float = 0.0
-    lost_s: float = 0.0
-    total_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One pass: mean loss over its samples, learning rate of the first group at its end, seconds, samples/s.
-
-    `validation_loss` and `validation_metric` are means over the validation samples, None where there are none.
-    """
-
-    loss: float
-    lr: float
-    seconds: float
-    samples_per_s: float
-    validation_loss: float | None = None
-    validation_metric: float | None = None
 
 
 @dataclass
@@ -91,18 +55,6 @@ class LeftError(RuntimeError):
     """This rank was told to leave, and did."""
 
 
-@dataclass
-class _Progress:
-    """How far the fit is: the same on all ranks of a generation. Sums are of the current epoch."""
-
-    position: int = 0
-    loss_sum: float = 0.0
-    validation_loss_sum: float = 0.0
-    validation_metric_sum: float = 0.0
-    epoch_seconds: float = 0.0
-    history: list[Epoch] = field(default_factory=list)
-
-
 def build_model(plan: Plan) -> nn.Module:
     """Make the model with torch's generator seeded, and leave the generator as it was."""
     with _model_lock, torch.random.fork_rng():
@@ -122,7 +74,7 @@ class Rank:
 
     def __init__(self, plan: Plan, member: str, device: torch.device, control: Control, store: Store | None) -> None:
         self.plan, self.member, self.device, self.control, self.store = plan, member, device, control, store
-        self.timings, self.progress = Timings(), _Progress()
+        self.timings, self.progress = Timings(), Progress()
         self.last_report, self.is_first = 0.0, False
         is_bfloat16 = plan.precision == "bfloat16" or (plan.precision == "auto" and device.type == "cuda")
         self.precision = torch.autocast(device.type, torch.bfloat16) if is_bfloat16 else nullcontext()
@@ -139,10 +91,11 @@ class Rank:
         """
         self._prepare()
         if self.store is not None:
-            self.control.tell("ready", peer=list(asdict(self.store.peer(self.member, self.device)).values()))
+            self.control.tell(
+                "ready", pid=os.getpid(), peer=list(asdict(self.store.peer(self.member, self.device)).values())
+            )
         form = self.control.next_form(0)
         self.start = self.mark = time.perf_counter()
-        self.timings = Timings()
         while not self._generation(form):
             if self.control.is_leaving:
                 raise LeftError(self.member)
@@ -159,8 +112,10 @@ class Rank:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.buffers = list(self.model.buffers())
         self.sums = Sums(self.parameters, self.buffers, self.device)
+        start = time.perf_counter()
         self.data = cast(Data, self.plan.data).open()  # what lay on workers, the keeper has fetched
         self.validation = self.plan.validation.open() if self.plan.validation is not None else None
+        self.timings.open_s = time.perf_counter() - start
         self.snapshots = Snapshots(self.plan.checkpoints, self.plan.checkpoint_every_s)
 
     def _generation(self, form: Form) -> bool:
@@ -287,32 +242,11 @@ class Rank:
         self.control.doing("step")
 
     def _commit(self, step: Step, loss: float, metric: float) -> None:
-        progress, now = self.progress, time.perf_counter()
-        progress.position += 1
-        progress.epoch_seconds += now - self.mark
-        if step.is_training:
-            progress.loss_sum += loss * step.n
-        else:
-            progress.validation_loss_sum += loss * step.n
-            progress.validation_metric_sum += metric * step.n
-        if step.is_last_of_epoch:
-            self._end_epoch()
-        for name, seconds in asdict(self.spent).items():
-            setattr(self.timings, name, getattr(self.timings, name) + seconds)
+        now = time.perf_counter()
+        lr = float(self.optimiser.param_groups[0]["lr"])
+        self.progress = self.progress.after(self.plan, step, loss, metric, lr, now - self.mark)
+        self.timings.add(self.spent)
         self.mark = now
-
-    def _end_epoch(self) -> None:
-        progress, n = self.progress, self.plan.n_samples
-        validation: tuple[float | None, float | None] = (None, None)
-        if self.plan.validation is not None:
-            n_validation = self.plan.n_validation
-            validation = (
-                progress.validation_loss_sum / n_validation,
-                progress.validation_metric_sum / n_validation if self.plan.metric_fn is not None else None,
-            )
-        lr, seconds = float(self.optimiser.param_groups[0]["lr"]), progress.epoch_seconds
-        progress.history.append(Epoch(progress.loss_sum / n, lr, seconds, n / seconds, *validation))
-        self.progress = _Progress(position=progress.position, history=progress.history)
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -349,8 +283,7 @@ class Rank:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
-        history = [Epoch(**epoch) for epoch in state["progress"].pop("history")]
-        self.progress = _Progress(**state["progress"], history=history)
+        self.progress = Progress.of(state["progress"])
 
     def _result(self) -> RankResult:
         self.timings.total_s = time.perf_counter() - self.start

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 
@@ -27,7 +26,7 @@ def main(channel: Connection) -> None:
     control = Led(channel, start.member)
     control.leave_on_sigterm()
     try:
-        sys.path[:] = start.search_path
+        start.surroundings.take()
         torch.set_num_threads(start.n_threads)
         plan = cloudpickle.loads(start.plan)
         if start.data is not None:

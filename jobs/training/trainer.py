@@ -16,7 +16,8 @@ from jobs.training.driver import Driver, Limits
 from jobs.training.hardware import Hardware
 from jobs.training.membership import Change
 from jobs.training.plan import Data, DataOnWorkers, Plan, Precision
-from jobs.training.rank import Epoch, Timings, run_alone
+from jobs.training.progress import Epoch, Timings
+from jobs.training.rank import run_alone
 
 
 def constant(share: float) -> float:

@@ -23,8 +23,11 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
+from benchmarks.faults import pids_of, ranks
 from jobs.errors import WorkersLostError
 from jobs.training.checkpoints import Checkpoints
+from jobs.training.driver import Driver, Limits
+from jobs.training.plan import Plan
 from jobs.training.trainer import Trainer, TrainResult
 from tests.integration.counted import Counts, Numbers, absolute_error, counting_loss, optimiser
 
@@ -61,23 +64,15 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture
+def workers(client: Client) -> list[int]:
+    """The workers' process ids: other tests on this machine have ranks too."""
+    return pids_of(client)
+
+
 @pytest.fixture(scope="module")
 def undisturbed() -> TrainResult:
     return replace(TRAINER, data=Numbers(N)).fit_here()
-
-
-def ranks() -> list[int]:
-    """Return the process ids of all ranks on this machine: children of the workers' servers."""
-    servers, parents = set(), {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if b"jobs.training.rank_server" in (folder / "cmdline").read_bytes():
-                    servers.add(int(folder.name))
-                    parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    return sorted(pid for pid, parent in parents.items() if parent in servers)
 
 
 def at(share: float, act: Callable[[], None]) -> Callable[[int, int], None]:
@@ -92,9 +87,9 @@ def at(share: float, act: Callable[[], None]) -> Callable[[int, int], None]:
     return on_progress
 
 
-def send(number: int, which: slice) -> Callable[[], None]:
+def send(number: int, which: slice, workers: list[int]) -> Callable[[], None]:
     def act() -> None:
-        for pid in ranks()[which]:
+        for pid in ranks(workers)[which]:
             os.kill(pid, number)
 
     return act
@@ -121,16 +116,16 @@ def test_any_number_of_ranks_learns_the_same(client: Client, undisturbed: TrainR
 
 @pytest.mark.parametrize(("share", "which"), [(0.0, 1), (0.34, 0), (0.5, 2), (0.7, 0)])
 def test_a_killed_rank_is_done_without_by_the_same_processes(
-    client: Client, undisturbed: TrainResult, share: float, which: int
+    client: Client, workers: list[int], undisturbed: TrainResult, share: float, which: int
 ) -> None:
     # Among them is the one at whose store the others met.
     before: list[int] = []
     after: list[int] = []
 
     def kill() -> None:
-        before.extend(ranks())
+        before.extend(ranks(workers))
         os.kill(before[which], signal.SIGKILL)
-        threading.Timer(0.3, lambda: after.extend(ranks())).start()
+        threading.Timer(0.3, lambda: after.extend(ranks(workers))).start()
 
     result = replace(TRAINER, data=Numbers(N, 0.05)).fit(client, at(share, kill))
     assert_same(result, undisturbed)
@@ -138,44 +133,71 @@ def test_a_killed_rank_is_done_without_by_the_same_processes(
     assert "SIGKILL" in next(change for change in result.timeline if change.kind == "lost").why
 
 
-def test_a_rank_that_hangs_is_killed_and_done_without(client: Client, undisturbed: TrainResult) -> None:
-    result = TRAINER.fit(client, at(0.4, send(signal.SIGSTOP, slice(0, 1))))
+def test_the_process_whose_store_the_others_met_at_may_be_killed(client: Client, undisturbed: TrainResult) -> None:
+    limits = Limits(3, 1, 3, "auto", 60, 60, 10, 1)
+    driver = Driver(client, plan_of(TRAINER), limits, lambda done, total: kill(done / total))
+    killed: list[str] = []
+
+    def kill(share: float) -> None:
+        if not killed and share > 0.4:
+            killed.append(driver._membership.current[0])
+            ready = next(c for c in driver._membership.timeline if (c.kind, c.member) == ("ready", killed[0]))
+            os.kill(int(ready.why.removeprefix("process ")), signal.SIGKILL)
+
+    outcome = driver.run()
+    assert [change.member for change in outcome.timeline if change.kind == "lost"] == killed
+    for name, value in undisturbed.state_dict.items():
+        torch.testing.assert_close(outcome.result.state_dict[name], value, rtol=0, atol=0)
+
+
+def plan_of(trainer: Trainer) -> Plan:
+    return Plan(**{name: getattr(trainer, name) for name in Plan.__dataclass_fields__})
+
+
+def test_a_rank_that_hangs_is_killed_and_done_without(
+    client: Client, workers: list[int], undisturbed: TrainResult
+) -> None:
+    result = TRAINER.fit(client, at(0.4, send(signal.SIGSTOP, slice(0, 1), workers)))
     assert_same(result, undisturbed)
     [lost] = [change for change in result.timeline if change.kind == "lost"]
     assert "hung for 3 s" in lost.why
 
 
-def test_a_rank_that_is_told_to_leave_finishes_its_step(client: Client, undisturbed: TrainResult) -> None:
-    result = TRAINER.fit(client, at(0.4, send(signal.SIGTERM, slice(1, 2))))
+def test_a_rank_that_is_told_to_leave_finishes_its_step(
+    client: Client, workers: list[int], undisturbed: TrainResult
+) -> None:
+    result = TRAINER.fit(client, at(0.4, send(signal.SIGTERM, slice(1, 2), workers)))
     assert_same(result, undisturbed)
     assert (happened(result, "left"), happened(result, "lost"), happened(result, "broken")) == (1, 0, 0)
 
 
-def test_two_ranks_killed_at_once_leave_one(client: Client, undisturbed: TrainResult) -> None:
-    result = TRAINER.fit(client, at(0.4, send(signal.SIGKILL, slice(0, 2))))
+def test_two_ranks_killed_at_once_leave_one(client: Client, workers: list[int], undisturbed: TrainResult) -> None:
+    result = TRAINER.fit(client, at(0.4, send(signal.SIGKILL, slice(0, 2), workers)))
     assert_same(result, undisturbed)
     assert happened(result, "lost") == 2
 
 
-def test_a_rank_that_was_killed_is_replaced_while_the_others_go_on(client: Client, undisturbed: TrainResult) -> None:
-    result = replace(TRAINER, data=Numbers(N, 0.1)).fit(client, at(0.1, send(signal.SIGKILL, slice(0, 1))))
+def test_a_rank_that_was_killed_is_replaced_while_the_others_go_on(
+    client: Client, workers: list[int], undisturbed: TrainResult
+) -> None:
+    result = replace(TRAINER, data=Numbers(N, 0.1)).fit(client, at(0.1, send(signal.SIGKILL, slice(0, 1), workers)))
     assert_same(result, undisturbed)
     sizes = [change.world_size for change in result.timeline if change.kind == "formed"]
     assert sizes == [3, 2, 3]
 
 
 def test_a_rank_that_is_killed_while_it_joins_does_not_stop_the_others(
-    client: Client, undisturbed: TrainResult
+    client: Client, workers: list[int], undisturbed: TrainResult
 ) -> None:
     killed: list[int] = []
 
     def kill_the_next_ones() -> None:
-        present = set(ranks())
+        present = set(ranks(workers))
         killed.append(min(present))
         os.kill(min(present), signal.SIGKILL)
         deadline = time.monotonic() + 20
         while len(killed) < 3 and time.monotonic() < deadline:
-            for pid in set(ranks()) - present - set(killed):
+            for pid in set(ranks(workers)) - present - set(killed):
                 time.sleep(0.02 * len(killed))  # before it is ready, and while the others let it in
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
@@ -189,10 +211,10 @@ def test_a_rank_that_is_killed_while_it_joins_does_not_stop_the_others(
 
 
 def test_all_ranks_killed_begin_again_at_the_last_checkpoint(
-    client: Client, undisturbed: TrainResult, tmp_path: Path
+    client: Client, workers: list[int], undisturbed: TrainResult, tmp_path: Path
 ) -> None:
     trainer = replace(TRAINER, checkpoints=Checkpoints(str(tmp_path), "f" * 64), checkpoint_every_s=0.3)
-    result = trainer.fit(client, at(0.8, send(signal.SIGKILL, slice(None))))
+    result = trainer.fit(client, at(0.8, send(signal.SIGKILL, slice(None), workers)))
     assert_same(result, undisturbed)
     formed = [change.position for change in result.timeline if change.kind == "formed"]
     assert formed[0] == 0
@@ -200,8 +222,10 @@ def test_all_ranks_killed_begin_again_at_the_last_checkpoint(
     assert formed[-1] > 12  # an epoch has 13 steps, and each ends with a checkpoint
 
 
-def test_without_checkpoints_all_ranks_killed_begin_anew(client: Client, undisturbed: TrainResult) -> None:
-    assert_same(TRAINER.fit(client, at(0.5, send(signal.SIGKILL, slice(None)))), undisturbed)
+def test_without_checkpoints_all_ranks_killed_begin_anew(
+    client: Client, workers: list[int], undisturbed: TrainResult
+) -> None:
+    assert_same(TRAINER.fit(client, at(0.5, send(signal.SIGKILL, slice(None), workers))), undisturbed)
 
 
 def test_a_second_fit_goes_on_in_mid_epoch_where_the_first_was_cut_off(
@@ -233,11 +257,11 @@ def deadly_loss(outputs: tuple[torch.Tensor, torch.Tensor], targets: torch.Tenso
     return counting_loss(outputs, targets)
 
 
-def test_fewer_ranks_than_the_minimum_end_the_fit(client: Client) -> None:
+def test_fewer_ranks_than_the_minimum_end_the_fit(client: Client, workers: list[int]) -> None:
     trainer = replace(TRAINER, min_world_size=3, start_timeout_s=8)
 
     def forbid_more() -> None:
-        send(signal.SIGTERM, slice(0, 1))()  # told to leave: no other is started there
+        send(signal.SIGTERM, slice(0, 1), workers)()  # told to leave: no other is started there
 
     with pytest.raises(WorkersLostError, match="2 ranks ready in 8 s, 3 are needed"):
         trainer.fit(client, at(0.3, forbid_more))
@@ -263,10 +287,10 @@ def test_a_worker_that_comes_joins_and_one_that_retires_leaves(undisturbed: Trai
 
         def retire_when_joined() -> None:
             deadline = time.monotonic() + 60
-            while len(ranks()) < 2 and time.monotonic() < deadline:
-                time.sleep(0.1)
-            time.sleep(4)  # some steps
             with Client(cluster.scheduler_address) as other:
+                while len(ranks(pids_of(other))) < 2 and time.monotonic() < deadline:
+                    time.sleep(0.1)
+                time.sleep(4)  # some steps
                 other.retire_workers([first])
 
         def scale() -> None:
@@ -282,7 +306,7 @@ def test_a_worker_that_comes_joins_and_one_that_retires_leaves(undisturbed: Trai
 
 
 def test_a_driver_that_is_killed_leaves_no_rank_and_its_fit_goes_on_elsewhere(
-    cluster: LocalCluster, client: Client, undisturbed: TrainResult, tmp_path: Path
+    cluster: LocalCluster, client: Client, workers: list[int], undisturbed: TrainResult, tmp_path: Path
 ) -> None:
     trainer = replace(
         TRAINER, data=Numbers(N, 0.1), checkpoints=Checkpoints(str(tmp_path), "f" * 64), checkpoint_every_s=0.2
@@ -295,7 +319,7 @@ def test_a_driver_that_is_killed_leaves_no_rank_and_its_fit_goes_on_elsewhere(
         time.sleep(0.1)
     driver.kill()
     driver.join(10)
-    while ranks():
+    while ranks(workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     result = replace(trainer, data=Numbers(N)).fit(client)
@@ -316,8 +340,8 @@ def test_the_example_with_a_model_of_ones_own_reads_digits() -> None:
     assert float(told.stdout.splitlines()[-1].split()[-1]) > 0.95
 
 
-def test_no_process_is_left(client: Client) -> None:
+def test_no_process_is_left(client: Client, workers: list[int]) -> None:
     deadline = time.monotonic() + 10
-    while ranks():
+    while ranks(workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)

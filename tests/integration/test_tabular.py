@@ -133,7 +133,7 @@ CASES = {
     "kmeans": ({"n_clusters": 3, "drop": ["kind", "y"]}, 1e-9),
     "neural_network": ({"target": "kind", "drop": ["y"], "epochs": 2, "hidden": [8]}, 1e-5),
 }
-TIMINGS = ("rows_per_s", "world_size")
+TIMINGS = ("rows_per_s", "goodput", "world_size")
 
 
 @pytest.mark.parametrize("pipeline", CASES)

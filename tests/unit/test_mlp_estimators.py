@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from distributed import Client, LocalCluster, Lock, wait
+from distributed import Client, LocalCluster, Semaphore, wait
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits, make_friedman1
 from sklearn.model_selection import train_test_split
@@ -31,7 +31,8 @@ from sklearn.preprocessing import StandardScaler
 
 from jobs.errors import WorkersLostError
 from jobs.estimators import MLPClassifier, MLPRegressor
-from jobs.training import metrics, mlp_estimators
+from jobs.training import metrics
+from jobs.training.driver import GANG
 from jobs.training.table_rows import RowsOnWorkers, as_float32
 
 SMALL: dict[str, Any] = {"hidden_layer_sizes": (8,), "max_iter": 4, "batch_size": 64, "micro_batch_size": 16}
@@ -158,10 +159,13 @@ def test_fits_at_once_take_turns_and_do_not_mix(client: Client) -> None:
     MLPClassifier(**SMALL).fit(lazy, names)  # from here on it takes the workers less than a second
     models = [MLPClassifier(**SMALL, random_state=seed, world_size=2, timeout_s=50) for seed in range(4)]
     with ThreadPoolExecutor(len(models)) as pool:
-        with Lock(mlp_estimators._LOCK):
-            fits = [pool.submit(model.fit, lazy, names) for model in models]
-            time.sleep(3)
-            assert not any(fit.done() for fit in fits)
+        gate = Semaphore(1, GANG)
+        assert gate.acquire(timeout=10)
+        fits = [pool.submit(model.fit, lazy, names) for model in models]
+        time.sleep(3)
+        assert not any(fit.done() for fit in fits)
+        gate.release()
+        gate.refresh_callback.stop()
         for model, fit in zip(expected, fits, strict=True):
             assert_same_network(model, fit.result(timeout=100))
 
