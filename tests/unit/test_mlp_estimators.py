@@ -167,7 +167,7 @@ def test_fits_at_once_take_turns_and_do_not_mix(client: Client) -> None:
         gate.release()
         gate.refresh_callback.stop()
         for model, fit in zip(expected, fits, strict=True):
-            assert_same_network(model, fit.result(timeout=100))
+            assert_same_network(model, fit.result(timeout=300))
 
 
 @pytest.mark.parametrize("is_dask", [False, True], ids=["in memory", "dask"])
@@ -263,11 +263,11 @@ def test_a_lost_worker_changes_nothing_in_the_model_and_leaves_no_file() -> None
         assert not any(client.run(files_of_worker).values())
         killer = threading.Thread(target=kill_when_both_train, args=(client,))
         killer.start()
-        model = MLPClassifier(max_iter=300, world_size=2).fit(da.from_array(rows, chunks=(500, 5)), names)
+        model = MLPClassifier(max_iter=100, world_size=2).fit(da.from_array(rows, chunks=(500, 5)), names)
         killer.join()
         assert killed
         deadline = time.monotonic() + 20
         while left := [path for paths in client.run(files_of_worker).values() for path in paths]:
             assert time.monotonic() < deadline, left
             time.sleep(0.2)
-    np.testing.assert_array_equal(model.loss_curve_, MLPClassifier(max_iter=300).fit(rows, names).loss_curve_)
+    np.testing.assert_array_equal(model.loss_curve_, MLPClassifier(max_iter=100).fit(rows, names).loss_curve_)
