@@ -77,7 +77,7 @@ def _measured(folder: Path, n: int) -> int:
         n_threads=1,
     )
     with work.cluster(3) as client:
-        first = replace(trainer, epochs=1).fit(client)
+        first = trainer.fit(client)
         # Long enough for all kills, and for those who come back.
         epochs = max(2, round(1.3 * n * (_EVERY_S + 1) / first.history[0].seconds))
         trainer = replace(trainer, epochs=epochs)

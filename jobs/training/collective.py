@@ -180,9 +180,8 @@ class Group:
         options = dist.BroadcastOptions()
         options.rootRank = source
         options.timeout = timedelta(seconds=self._timeout_s)
-        if self.world_size > 1:
-            for chunk in data.split(_CHUNK_BYTES):
-                self._broadcast(chunk, options)
+        for chunk in data.split(_CHUNK_BYTES):
+            self._broadcast(chunk, options)
         return data.numpy().tobytes()
 
     def _broadcast(self, chunk: Tensor, options: Any) -> None:
@@ -244,7 +243,7 @@ class Group:
 
 def pick_device() -> torch.device:
     """Choose the device of this worker: CUDA where there is one, else the CPU."""
-    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _gpu(device: torch.device) -> str | None:

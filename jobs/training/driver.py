@@ -35,7 +35,6 @@ _log = logging.getLogger("daskyard.training")
 _POLL_S = 0.1
 _LOOK_EVERY_S = 0.5
 _TELL_EVERY_S = 2.0
-_TELL_TIMEOUT_S = 30.0
 # One fit at a time takes workers, so that no two wait for each other's.
 GANG = "daskyard-gang"
 _GANG_TRY_S = 30.0
@@ -88,17 +87,6 @@ class _Keeper:
     address: str
     future: Future
     is_started: bool = False
-    is_ready: bool = False
-
-
-@dataclass(frozen=True)
-class _Elsewhere:
-    """Stands for data that is sent apart from the plan."""
-
-    n_samples: int
-
-    def open(self) -> Any:
-        raise NotImplementedError
 
 
 class Driver:
@@ -109,14 +97,13 @@ class Driver:
     ) -> None:
         self._client, self._plan, self._limits, self._on_progress = client, plan, limits, on_progress
         self._topic = f"fit-{uuid.uuid4().hex[:12]}"
-        is_fetched = isinstance(plan.data, DataOnWorkers)
-        pickled = cloudpickle.dumps(replace(plan, data=_Elsewhere(plan.data.n_samples)) if is_fetched else plan)
+        pickled = cloudpickle.dumps(plan)
         self._orders = Orders(
             member="",
             topic=self._topic,
             plan=pickled,
             modules=modules_in(pickled),
-            data=cloudpickle.dumps(plan.data) if is_fetched else None,
+            data=cloudpickle.dumps(plan.data) if isinstance(plan.data, DataOnWorkers) else None,
             n_threads=limits.n_threads,
             is_on_cpu=limits.hardware == "cpu",
             hang_timeout_s=limits.hang_timeout_s,
@@ -152,7 +139,7 @@ class Driver:
     def _start_gang(self) -> None:
         """Have all ranks started on workers, or none: workers are not held while others are waited for."""
         limits, deadline = self._limits, time.monotonic() + self._limits.start_timeout_s
-        choose_workers(self._client, limits.n_wanted, limits.hardware)
+        choose_workers(self._client, limits.n_wanted, limits.hardware)  # waits for them without keeping others waiting
         while True:
             with self._gate(deadline):
                 for address in choose_workers(self._client, limits.n_wanted, limits.hardware):
@@ -295,7 +282,6 @@ class Driver:
         if kind == "started":
             keeper.is_started = True
         elif kind == "ready":
-            keeper.is_ready = True
             membership.ready(now, member, tuple(facts["peer"]), f"process {facts['pid']}")
         elif kind == "formed":
             membership.formed(now, member, facts["generation"], facts["position"])

@@ -85,12 +85,6 @@ def deliver(topic: str, generation: int, peers: list[tuple[Any, ...]]) -> None:
             keeper.pass_on((generation, peers))
 
 
-def request_leave(member: str) -> None:
-    """Have a rank leave at the end of its step; runs on its worker."""
-    if member in _keepers:
-        _keepers[member].leave()
-
-
 class Keeper:
     """One rank's keeper."""
 

@@ -64,6 +64,8 @@ class Membership:
         Ranks at the start, and the number that is aimed at.
     n_min, n_max
         Fewest ranks to go on with; most that are let in.
+    position, n_tries, last_loss
+        Steps that are known to be kept, how often the next one lost a generation, and why a member was lost last.
     """
 
     n_wanted: int
@@ -76,8 +78,8 @@ class Membership:
     _formed: set[str] = field(default_factory=set)
     _is_committed: bool = False
     _broken_at: float | None = None
-    _position: int = 0
-    _tries: int = 0
+    position: int = 0
+    n_tries: int = 0
     last_loss: str = ""
 
     @property
@@ -98,17 +100,7 @@ class Membership:
     @property
     def is_hopeless(self) -> bool:
         """Whether the same step was tried too often."""
-        return self._tries >= MAX_TRIES_OF_A_STEP
-
-    @property
-    def n_tries(self) -> int:
-        """How often the present step was tried."""
-        return self._tries
-
-    @property
-    def position(self) -> int:
-        """Steps that are known to be kept."""
-        return self._position
+        return self.n_tries >= MAX_TRIES_OF_A_STEP
 
     def ready(self, now: float, member: str, peer: PeerFacts, why: str = "") -> None:
         """Take in a member whose model and data are ready."""
@@ -125,8 +117,8 @@ class Membership:
 
     def committed(self, now: float, generation: int, position: int, at: float) -> None:
         """Take note that a generation kept its first step, `at` by the clock of the member that tells."""
-        if position > self._position:
-            self._position, self._tries = position, 0
+        if position > self.position:
+            self.position, self.n_tries = position, 0
         if generation == self.generation and not self._is_committed:
             self._is_committed = True
             self._note(at, "committed", "", position=position)
@@ -144,7 +136,7 @@ class Membership:
         if not is_planned:
             self.last_loss = why
             if was_ready and member in self.current:
-                self._tries += 1
+                self.n_tries += 1
 
     def decide(self, now: float, is_start_over: bool) -> NewGeneration | None:
         """Return the generation that is to follow now, if one is.
@@ -164,7 +156,7 @@ class Membership:
         if len(members) > len(self.current) and self._is_committed:
             return self._form(members)
         if self._broken_at is not None and now - self._broken_at > _BROKEN_GRACE_S:
-            self._tries += 1
+            self.n_tries += 1
             return self._form(members)
         return None
 

@@ -38,9 +38,8 @@ class Metrics:
 
     def _progress(self, n_seen: int, timings: dict[str, float]) -> None:
         now = time.monotonic()
-        if (
-            0 < self._n_seen < n_seen and now > self._at
-        ):  # the first message of a rank that joined tells of others' work
+        # The first message of a rank that joined tells of others' work.
+        if 0 < self._n_seen < n_seen and now > self._at:
             _samples.inc(n_seen - self._n_seen)
             _rate.set((n_seen - self._n_seen) / (now - self._at))
         self._n_seen, self._at = n_seen, now

@@ -127,7 +127,7 @@ class Rank:
             self.control.on_news(group.look_again)
             self._catch_up(group)
             self.control.tell("formed", generation=form.generation, position=self.progress.position)
-            self._lost_since(self.mark)
+            self._count_as_lost()
             self._train(group)
         except CollectiveError as error:
             is_broken = True
@@ -143,8 +143,7 @@ class Rank:
         rest = (self.data, self.validation, self.plan, first, group.rank, group.world_size, self.device)
         with Prefetcher(*rest) as prefetcher:
             for step in steps(self.plan, first):
-                self._step(step, group, prefetcher)
-                is_changed = self.sums.signs()[1]
+                is_changed = self._step(step, group, prefetcher)
                 if self.progress.position == first + 1:
                     self.control.tell("committed", generation=group.generation, position=first + 1, at=time.time())
                 self._report(step, group)
@@ -157,7 +156,8 @@ class Rank:
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
-    def _step(self, step: Step, group: Group, prefetcher: Prefetcher) -> None:
+    def _step(self, step: Step, group: Group, prefetcher: Prefetcher) -> bool:
+        """Do a step and keep it; return whether the generation is to end with it."""
         self.mark = time.perf_counter()
         before = [buffer.clone() for buffer in self.buffers]
         self.spent = Timings()
@@ -169,7 +169,7 @@ class Rank:
         except Exception as error:
             failure = error
         try:
-            self._agree(group, failure)
+            is_changed = self._agree(group, failure)
         except BaseException:
             self._restore(before)
             raise
@@ -186,6 +186,7 @@ class Rank:
             self._restore(before)
         self.spent.compute_s += time.perf_counter() - start
         self._commit(step, loss, metric)
+        return is_changed
 
     def _set_learning_rate(self, step: Step) -> None:
         if step.is_training:
@@ -224,8 +225,8 @@ class Rank:
             for buffer, value in zip(self.buffers, before, strict=True):
                 buffer.copy_(value)
 
-    def _agree(self, group: Group, failure: Exception | None) -> None:
-        """Sum over the ranks; with it they tell each other who failed, and whether the generation is to end."""
+    def _agree(self, group: Group, failure: Exception | None) -> bool:
+        """Sum over the ranks; return whether one of them wants the generation to end."""
         self.sums.sign(failure is not None, self.control.wants_change())
         self.control.doing("wait")
         start = time.perf_counter()
@@ -237,9 +238,11 @@ class Rank:
         self.spent.all_reduce_s += time.perf_counter() - start
         if failure is not None:
             raise failure
-        if self.sums.signs()[0]:
+        is_failed, is_changed = self.sums.signs()
+        if is_failed:
             raise PeerFailedError(f"{self.member}: another rank failed")
         self.control.doing("step")
+        return is_changed
 
     def _commit(self, step: Step, loss: float, metric: float) -> None:
         now = time.perf_counter()
@@ -294,9 +297,9 @@ class Rank:
 
     # --- reports ----------------------------------------------------------------------------------------------------
 
-    def _lost_since(self, mark: float) -> None:
+    def _count_as_lost(self) -> None:
         now = time.perf_counter()
-        self.timings.lost_s += now - mark
+        self.timings.lost_s += now - self.mark
         self.mark = now
 
     def _report(self, step: Step, group: Group) -> None:

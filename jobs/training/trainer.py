@@ -65,7 +65,7 @@ class TrainResult:
         return sum(e.samples_per_s * e.seconds for e in self.history) / sum(e.seconds for e in self.history)
 
     def share_of(self, part: str) -> float:
-        """Mean over ranks of the share of time spent in `part`: data_wait_s, compute_s or all_reduce_s."""
+        """Mean over ranks of the share of time spent in `part`, of `Timings`."""
         parts = [asdict(timing) for timing in self.timings]
         return float(sum(p[part] / p["total_s"] for p in parts) / len(parts))
 
@@ -114,10 +114,6 @@ class Trainer:
         Which workers train; see `choose_workers`. `cpu` keeps the ranks off CUDA as well.
     n_threads
         torch's, of each rank; None is as many as its worker has. The last digits can depend on it.
-
-    Notes
-    -----
-    Layers that draw random numbers (dropout) are reproducible where each worker is a process of its own.
     """
 
     model_fn: Callable[[], nn.Module]

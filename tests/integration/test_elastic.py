@@ -27,7 +27,6 @@ from benchmarks.faults import pids_of, ranks
 from jobs.errors import WorkersLostError
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.driver import Driver, Limits
-from jobs.training.plan import Plan
 from jobs.training.trainer import Trainer, TrainResult
 from tests.integration.counted import Counts, Numbers, absolute_error, counting_loss, optimiser
 
@@ -135,7 +134,7 @@ def test_a_killed_rank_is_done_without_by_the_same_processes(
 
 def test_the_process_whose_store_the_others_met_at_may_be_killed(client: Client, undisturbed: TrainResult) -> None:
     limits = Limits(3, 1, 3, "auto", 60, 60, 10, 1)
-    driver = Driver(client, plan_of(TRAINER), limits, lambda done, total: kill(done / total))
+    driver = Driver(client, TRAINER._plan(), limits, lambda done, total: kill(done / total))
     killed: list[str] = []
 
     def kill(share: float) -> None:
@@ -148,10 +147,6 @@ def test_the_process_whose_store_the_others_met_at_may_be_killed(client: Client,
     assert [change.member for change in outcome.timeline if change.kind == "lost"] == killed
     for name, value in undisturbed.state_dict.items():
         torch.testing.assert_close(outcome.result.state_dict[name], value, rtol=0, atol=0)
-
-
-def plan_of(trainer: Trainer) -> Plan:
-    return Plan(**{name: getattr(trainer, name) for name in Plan.__dataclass_fields__})
 
 
 def test_a_rank_that_hangs_is_killed_and_done_without(
