@@ -94,7 +94,7 @@ class Keeper:
         self._key = self._worker.get_current_task()
         self._process: RankProcess | None = None
         self._sending = threading.Lock()
-        self._heard, self._is_told_to_leave = time.monotonic(), False
+        self._is_told_to_leave = False
         self._metrics = Metrics()
 
     def run(self) -> bytes | None:
@@ -147,14 +147,15 @@ class Keeper:
         )
 
     def _followed(self, process: RankProcess) -> bytes | None:
-        phase = "start"
+        # From here on: starting the server that forks can take longer than a rank may be silent.
+        phase, heard = "start", time.monotonic()
         while True:
             if process.channel.poll(_POLL_S):
                 try:
                     message = process.channel.recv()
                 except (EOFError, OSError):
                     raise self._lost(process.end()) from None
-                self._heard = time.monotonic()
+                heard = time.monotonic()
                 if message["kind"] == "ended":
                     return self._ended(**message)
                 if message["kind"] == "alive":
@@ -163,7 +164,7 @@ class Keeper:
                 else:
                     self._metrics.take(message)
                     self._tell(message)
-            if time.monotonic() - self._heard > self.orders.hang_timeout_s:
+            if time.monotonic() - heard > self.orders.hang_timeout_s:
                 process.end()
                 raise self._lost(f"it hung for {self.orders.hang_timeout_s:.0f} s ({phase})")
             if self._is_cancelled():
