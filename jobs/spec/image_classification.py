@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from jobs.spec.base import Params
+from jobs.spec.training import CheckpointInterval, Hardware
 
 
 class ImageClassificationParams(Params):
@@ -80,23 +81,13 @@ class ImageClassificationParams(Params):
         description="Ranks that train, one on each worker; without it, all that hardware allows, those that come "
         "later too. Ranks that are lost are done without until others take their place.",
     )
-    hardware: Literal["auto", "cpu", "gpu"] = Field(
-        "auto",
-        description="Which workers train: gpu: those that offer the Dask resource GPU; cpu: those that do not, where "
-        "there are any, and without CUDA; auto: any, those with a GPU first, with CUDA where they have it.",
-    )
+    hardware: Hardware = "auto"
     compare_world_sizes: tuple[int, ...] = Field(
         (),
         max_length=8,
         description="Also train at each of these world sizes, and report what distribution does to the time.",
     )
-    checkpoint_every_s: float = Field(
-        60.0,
-        gt=0,
-        le=86400,
-        description="The state of the training is stored so often, and after each epoch: what is lost at most when all "
-        "workers, or the runner, are.",
-    )
+    checkpoint_every_s: CheckpointInterval = 60.0
     step_timeout_s: float = Field(
         600.0, gt=0, le=86400, description="Longest wait of a rank for the others before the job fails."
     )

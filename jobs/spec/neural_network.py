@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from jobs.spec.tabular import TableParams
+from jobs.spec.training import CheckpointInterval, Hardware
 
 
 class NeuralNetworkParams(TableParams):
@@ -35,16 +36,6 @@ class NeuralNetworkParams(TableParams):
     world_size: int | None = Field(
         None, ge=1, description="Ranks; by default one a worker that hardware allows, those that come later too."
     )
-    hardware: Literal["auto", "cpu", "gpu"] = Field(
-        "auto",
-        description="Which workers train: gpu: those that offer the Dask resource GPU; cpu: those that do not, where "
-        "there are any, and without CUDA; auto: any, those with a GPU first, with CUDA where they have it.",
-    )
-    checkpoint_every_s: float = Field(
-        60.0,
-        gt=0,
-        le=86400,
-        description="The state of the training is stored so often, and after each epoch: what is lost at most when all "
-        "workers, or the runner, are.",
-    )
+    hardware: Hardware = "auto"
+    checkpoint_every_s: CheckpointInterval = 60.0
     step_timeout_s: float = Field(300.0, gt=0, description="Longest wait of a rank for the others, seconds.")
