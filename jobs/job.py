@@ -95,6 +95,10 @@ class Job:
         """Tell how much of the current stage is done."""
         self._listener.progress(self._stage, done, total, unit)
 
+    def message(self, text: str) -> None:
+        """Tell one line to the person who watches."""
+        self._listener.message(text)
+
     def map(
         self,
         function: Callable[..., T],

@@ -32,7 +32,7 @@ from jobs.pipelines.image_blocks import (
     supports_bfloat16,
     whitening_of,
 )
-from jobs.pipelines.trained import checkpoints_of, world_sizes
+from jobs.pipelines.trained import checkpoints_of, tell_change, world_sizes
 from jobs.readers import images as readers
 from jobs.training.convnet import ConvNet, ConvNetConfig, ImageData, nesterov_sgd, smoothed_cross_entropy, triangle
 from jobs.training.hardware import choose_workers
@@ -216,7 +216,11 @@ def fit(job: Job, prepared: Prepared) -> Model:
             world_size=size,
             max_world_size=size if is_compared else max_world_size,
         )
-        results[size] = trainer.fit(job.client, functools.partial(_progress, job, done, len(sizes)))
+        results[size] = trainer.fit(
+            job.client,
+            functools.partial(_progress, job, done, len(sizes)),
+            functools.partial(tell_change, job),
+        )
         job.log.info("%d ranks: %.0f images/s", size, results[size].samples_per_s)
     job.write_bytes("model.safetensors", save(dict(results[world_size].state_dict)))
     return Model(config, results[world_size], {size: results[size] for size in params.compare_world_sizes})

@@ -17,7 +17,7 @@ from jobs.job import Evaluation, Job
 from jobs.pipelines import tabular
 from jobs.pipelines.tabular import Loaded, Prepared
 from jobs.pipelines.tabular_tasks import regression_sums
-from jobs.pipelines.trained import checkpoints_of, training_metrics, training_sections, world_sizes
+from jobs.pipelines.trained import checkpoints_of, tell_change, training_metrics, training_sections, world_sizes
 from jobs.readers.table_profile import has_too_many
 from jobs.report.sections import Curves, Matrix, Table
 from jobs.training.hardware import choose_workers
@@ -106,7 +106,9 @@ def fit(job: Job, prepared: Prepared) -> Model:
             world_size=world_size,
             max_world_size=max_world_size,
         )
-        result = trainer.fit(job.client, lambda done, total: job.progress(done, total, "rows"))
+        result = trainer.fit(
+            job.client, lambda done, total: job.progress(done, total, "rows"), functools.partial(tell_change, job)
+        )
     finally:
         storage.remove_tree(folder)
     job.write_bytes("model.safetensors", save(dict(result.state_dict)))

@@ -10,6 +10,7 @@ from jobs.job import Job
 from jobs.report.sections import Bars, Section, Table
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.hardware import choose_workers
+from jobs.training.membership import Change
 from jobs.training.trainer import TrainResult
 
 # Ranks may join up to this number where the params name none.
@@ -32,6 +33,12 @@ def checkpoints_of(job: Job) -> Checkpoints | None:
     inputs = sorted((record.url, record.size, record.etag) for record in job.inputs.values())
     what = [job.spec.digest, inputs, version("daskyard"), version("torch")]
     return Checkpoints(job.shared_url("checkpoints"), hashlib.sha256(json.dumps(what).encode()).hexdigest())
+
+
+def tell_change(job: Job, change: Change) -> None:
+    """Tell the person who watches that the ranks are others now."""
+    if change.kind == "committed" and change.generation > 1:
+        job.message(f"training: {change.world_size} ranks from step {change.position} on")
 
 
 def training_metrics(result: TrainResult) -> dict[str, float | int | str]:

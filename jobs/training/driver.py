@@ -93,9 +93,15 @@ class Driver:
     """One fit."""
 
     def __init__(
-        self, client: Client, plan: Plan, limits: Limits, on_progress: Callable[[int, int], None] | None
+        self,
+        client: Client,
+        plan: Plan,
+        limits: Limits,
+        on_progress: Callable[[int, int], None] | None = None,
+        on_change: Callable[[Change], None] | None = None,
     ) -> None:
-        self._client, self._plan, self._limits, self._on_progress = client, plan, limits, on_progress
+        self._client, self._plan, self._limits = client, plan, limits
+        self._on_progress, self._on_change = on_progress, on_change
         self._topic = f"fit-{uuid.uuid4().hex[:12]}"
         pickled = cloudpickle.dumps(plan)
         self._orders = Orders(
@@ -118,7 +124,7 @@ class Driver:
         self._retry_at: dict[str, float] = {}
         self._leaving: set[str] = set()
         self._done: dict[str, dict[str, Any]] = {}
-        self._n_seen = 0
+        self._n_seen = self._n_changes_told = 0
         self._moved_at = self._told_at = self._looked_at = time.monotonic()
 
     def run(self) -> Outcome:
@@ -208,6 +214,7 @@ class Driver:
         while True:
             self._take_events()
             self._look_at_futures()
+            self._tell_changes()
             now = time.monotonic()
             if self._done:
                 first_done_at = first_done_at or now
@@ -304,6 +311,12 @@ class Driver:
             self._n_seen = n_seen
             if self._on_progress is not None:
                 self._on_progress(n_seen, self._plan.n_total)
+
+    def _tell_changes(self) -> None:
+        timeline = self._membership.timeline
+        while self._on_change is not None and self._n_changes_told < len(timeline):
+            self._n_changes_told += 1
+            self._on_change(timeline[self._n_changes_told - 1])
 
     def _look_at_futures(self) -> None:
         for keeper in list(self._keepers.values()):

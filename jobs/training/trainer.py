@@ -139,7 +139,12 @@ class Trainer:
     hardware: Hardware = "auto"
     n_threads: int | None = None
 
-    def fit(self, client: Client, on_progress: Callable[[int, int], None] | None = None) -> TrainResult:
+    def fit(
+        self,
+        client: Client,
+        on_progress: Callable[[int, int], None] | None = None,
+        on_change: Callable[[Change], None] | None = None,
+    ) -> TrainResult:
         """Train on `client`'s workers.
 
         Parameters
@@ -148,6 +153,8 @@ class Trainer:
             Its workers train.
         on_progress
             Called with samples seen and samples in all.
+        on_change
+            Called with each entry of the timeline, as it is made.
 
         Raises
         ------
@@ -171,7 +178,7 @@ class Trainer:
             hang_timeout_s=self.hang_timeout_s,
             n_threads=self.n_threads,
         )
-        outcome = Driver(client, self._plan(), limits, on_progress).run()
+        outcome = Driver(client, self._plan(), limits, on_progress, on_change).run()
         if len(outcome.digests) != 1:
             raise DaskyardError(
                 "training: the ranks ended with different weights; the model's step is not deterministic"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,15 +46,17 @@ def optimiser(model: nn.Module) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Samples 0 … n − 1; reading a micro-batch takes a while."""
+    """Samples 0 … n − 1; reading a micro-batch takes a while, until there is a file that says: no more."""
 
     n_samples: int
     delay_s: float = 0.0
+    until: Path | None = None
 
     def open(self) -> Numbers:
         return self
 
     def batch(self, indices: NDArray[np.int64], epoch: int) -> tuple[Tensor, Tensor]:
-        time.sleep(self.delay_s)
+        if self.until is None or not self.until.exists():
+            time.sleep(self.delay_s)
         numbers = torch.from_numpy(indices)
         return numbers, torch.cos(numbers * 0.05)

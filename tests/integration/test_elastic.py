@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from benchmarks.faults import pids_of, ranks
 from jobs.errors import WorkersLostError
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.driver import Driver, Limits
+from jobs.training.membership import Change
 from jobs.training.trainer import Trainer, TrainResult
 from tests.integration.counted import Counts, Numbers, absolute_error, counting_loss, optimiser
 
@@ -86,6 +86,25 @@ def at(share: float, act: Callable[[], None]) -> Callable[[int, int], None]:
     return on_progress
 
 
+def when_committed(*acts: Callable[[], None]) -> Callable[[Change], None]:
+    """Return a listener that does the first act as the first generation keeps a step, and so on."""
+    remaining = list(acts)
+
+    def on_change(change: Change) -> None:
+        if change.kind == "committed" and remaining:
+            remaining.pop(0)()
+
+    return on_change
+
+
+def nothing() -> None: ...
+
+
+def sizes_of(result: TrainResult) -> list[int]:
+    """How many ranks the generations had that kept a step."""
+    return [change.world_size for change in result.timeline if change.kind == "committed"]
+
+
 def send(number: int, which: slice, workers: list[int]) -> Callable[[], None]:
     def act() -> None:
         for pid in ranks(workers)[which]:
@@ -124,11 +143,12 @@ def test_a_killed_rank_is_done_without_by_the_same_processes(
     def kill() -> None:
         before.extend(ranks(workers))
         os.kill(before[which], signal.SIGKILL)
-        threading.Timer(0.3, lambda: after.extend(ranks(workers))).start()
 
-    result = replace(TRAINER, data=Numbers(N, 0.05)).fit(client, at(share, kill))
+    result = replace(TRAINER, data=Numbers(N, 0.05)).fit(
+        client, at(share, kill), when_committed(nothing, lambda: after.extend(ranks(workers)))
+    )
     assert_same(result, undisturbed)
-    assert set(after) == set(before) - {before[which]}
+    assert set(before) & set(after) == set(before) - {before[which]}
     assert "SIGKILL" in next(change for change in result.timeline if change.kind == "lost").why
 
 
@@ -173,34 +193,38 @@ def test_two_ranks_killed_at_once_leave_one(client: Client, workers: list[int], 
 
 
 def test_a_rank_that_was_killed_is_replaced_while_the_others_go_on(
-    client: Client, workers: list[int], undisturbed: TrainResult
+    client: Client, workers: list[int], undisturbed: TrainResult, tmp_path: Path
 ) -> None:
-    result = replace(TRAINER, data=Numbers(N, 0.1)).fit(client, at(0.1, send(signal.SIGKILL, slice(0, 1), workers)))
+    is_replaced = tmp_path / "replaced"
+    trainer = replace(TRAINER, data=Numbers(N, 0.5, is_replaced))
+    acts = when_committed(send(signal.SIGKILL, slice(0, 1), workers), nothing, is_replaced.touch)
+    result = trainer.fit(client, on_change=acts)
     assert_same(result, undisturbed)
-    sizes = [change.world_size for change in result.timeline if change.kind == "formed"]
-    assert sizes == [3, 2, 3]
+    assert sizes_of(result) == [3, 2, 3]
 
 
 def test_a_rank_that_is_killed_while_it_joins_does_not_stop_the_others(
-    client: Client, workers: list[int], undisturbed: TrainResult
+    client: Client, workers: list[int], undisturbed: TrainResult, tmp_path: Path
 ) -> None:
+    are_killed = tmp_path / "killed"
     killed: list[int] = []
 
     def kill_the_next_ones() -> None:
         present = set(ranks(workers))
         killed.append(min(present))
         os.kill(min(present), signal.SIGKILL)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(killed) < 3 and time.monotonic() < deadline:
             for pid in set(ranks(workers)) - present - set(killed):
                 time.sleep(0.02 * len(killed))  # before it is ready, and while the others let it in
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
+        are_killed.touch()
 
-    def kill() -> None:
-        threading.Thread(target=kill_the_next_ones, daemon=True).start()
-
-    result = replace(TRAINER, data=Numbers(N, 0.1)).fit(client, at(0.1, kill))
+    with ThreadPoolExecutor(1) as pool:
+        result = replace(TRAINER, data=Numbers(N, 0.5, are_killed)).fit(
+            client, on_change=when_committed(lambda: pool.submit(kill_the_next_ones))
+        )
     assert_same(result, undisturbed)
     assert happened(result, "lost") == len(killed) == 3
 
@@ -273,30 +297,21 @@ def test_two_fits_at_once_never_hold_half_of_the_workers_each(cluster: LocalClus
             assert happened(result, "lost") == 0
 
 
-def test_a_worker_that_comes_joins_and_one_that_retires_leaves(undisturbed: TrainResult) -> None:
+def test_a_worker_that_comes_joins_and_one_that_retires_leaves(undisturbed: TrainResult, tmp_path: Path) -> None:
+    is_over = tmp_path / "over"
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
+        ThreadPoolExecutor(1) as pool,
     ):
         first = next(iter(cluster.scheduler.workers))
-
-        def retire_when_joined() -> None:
-            deadline = time.monotonic() + 60
-            with Client(cluster.scheduler_address) as other:
-                while len(ranks(pids_of(other))) < 2 and time.monotonic() < deadline:
-                    time.sleep(0.1)
-                time.sleep(4)  # some steps
-                other.retire_workers([first])
-
-        def scale() -> None:
-            cluster.scale(2)
-            threading.Thread(target=retire_when_joined, daemon=True).start()
-
-        trainer = replace(TRAINER, data=Numbers(N, 0.2), world_size=1, max_world_size=2)
-        result = trainer.fit(client, at(0.02, scale))
+        acts = when_committed(
+            lambda: cluster.scale(2), lambda: pool.submit(client.retire_workers, [first]), is_over.touch
+        )
+        trainer = replace(TRAINER, data=Numbers(N, 1.0, is_over), world_size=1, max_world_size=2)
+        result = trainer.fit(client, on_change=acts)
     assert_same(result, undisturbed)
-    sizes = [change.world_size for change in result.timeline if change.kind == "formed"]
-    assert sizes == [1, 2, 1]
+    assert sizes_of(result) == [1, 2, 1]
     assert happened(result, "left") + happened(result, "lost") == 1  # as its step ends before or after its worker
 
 
@@ -308,7 +323,7 @@ def test_a_driver_that_is_killed_leaves_no_rank_and_its_fit_goes_on_elsewhere(
     )
     driver = multiprocessing.get_context("spawn").Process(target=fit_at, args=(cluster.scheduler_address, trainer))
     driver.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while trainer.checkpoints.latest() is None or trainer.checkpoints.latest().position < 4:
         assert time.monotonic() < deadline
         time.sleep(0.1)
