@@ -1,13 +1,15 @@
 """`python -m benchmarks.faults`: what a lost rank costs.
 
-SIGKILL of one of three ranks at random moments of a fit that also validates and stores its state: seconds until the
-next step is kept, whether the survivors stay in their processes, whether a sample is lost or seen twice, and whether
-the weights are those of a fit that nothing happened to. Ends with 0 where all bars hold.
+SIGKILL of one of three ranks at random moments of a fit that also validates and stores its state; as often in the
+forward and backward pass as in all-reduce, in validation and while a checkpoint is written. Told are the seconds until
+the next step is kept, whether the survivors stay in their processes, whether a sample is lost or seen twice, and
+whether the weights are those of a fit that nothing happened to. Ends with 0 where all bars hold.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -28,6 +30,9 @@ from jobs.training.checkpoints import Checkpoints
 from jobs.training.trainer import Trainer, TrainResult
 
 _N_KILLS, _EVERY_S = 20, 4.0
+# What a rank does, as its threads are named, and what it is called here; kills go round.
+_PHASES = {"compute": "forward and backward", "wait": "all-reduce", "validate": "validation", "writes": "checkpoint"}
+_PHASE_TIMEOUT_S = 60.0
 _MEDIAN_S, _WORST_S = 1.0, 3.0
 _N_IMAGES, _N_VALIDATION, _BATCH_SIZE = 3_072, 1_024, 192
 
@@ -96,7 +101,9 @@ def _measured(folder: Path, n: int) -> int:
     median, worst = statistics.median(pauses), max(pauses)
     print(f"{len(kills)} kills of a rank out of three, {len(pauses)} followed by a kept step, {epochs} epochs")
     print(f"seconds to the next kept step: median {median:.2f} (bar {_MEDIAN_S}), worst {worst:.2f} (bar {_WORST_S})")
-    print(f"all: {' '.join(f'{pause:.2f}' for pause in sorted(pauses))}; a step takes {_step_s(undisturbed):.2f}")
+    for k, name in enumerate(_PHASES.values()):
+        print(f"  killed in {name}: {' '.join(f'{pause:.2f}' for pause in sorted(pauses[k :: len(_PHASES)]))}")
+    print(f"a step takes {_step_s(undisturbed):.2f} s")
     print(f"survivors stayed in their processes in {sum(stayed)} of {len(stayed)} cases")
     print(
         f"counts of samples: {counts.min():.4f} to {counts.max():.4f} an epoch; weights equal to the last bit: {same}"
@@ -115,12 +122,33 @@ def _kill(workers: list[int], n: int, kills: list[float], stayed: list[bool]) ->
     while len(kills) < n:
         time.sleep(chance.uniform(0.5, 1.5) * _EVERY_S)
         pids = ranks(workers)
-        if len(pids) > 1:
-            victim = chance.choice(pids)
-            kills.append(time.time())
-            os.kill(victim, signal.SIGKILL)
-            time.sleep(1)
-            stayed.append(set(pids) - {victim} <= set(ranks(workers)))
+        if len(pids) < 2:
+            continue
+        victim = _one_that_is_in(list(_PHASES)[len(kills) % len(_PHASES)], pids, chance)
+        kills.append(time.time())
+        os.kill(victim, signal.SIGKILL)
+        time.sleep(1)
+        stayed.append(set(pids) - {victim} <= set(ranks(workers)))
+
+
+def _one_that_is_in(phase: str, pids: list[int], chance: random.Random) -> int:
+    """Wait for a rank that does this, and return it a random part of a step later, if it does so still."""
+    deadline = time.monotonic() + _PHASE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        for pid in chance.sample(pids, len(pids)):
+            if _is_in(phase, pid):
+                time.sleep(chance.uniform(0, 0.03))
+                if _is_in(phase, pid):
+                    return pid
+        time.sleep(0.001)
+    raise TimeoutError(f"no rank was seen to {phase} within {_PHASE_TIMEOUT_S:.0f} s")
+
+
+def _is_in(phase: str, pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread or the process may end meanwhile
+        names = [(thread / "comm").read_text().strip() for thread in Path(f"/proc/{pid}/task").iterdir()]
+        return f"rank: {phase}" in names
+    return False
 
 
 def _pauses(result: TrainResult, kills: list[float]) -> list[float]:

@@ -36,9 +36,10 @@ def checkpoints_of(job: Job) -> Checkpoints | None:
 
 
 def tell_change(job: Job, change: Change) -> None:
-    """Tell the person who watches that the ranks are others now."""
-    if change.kind == "committed" and change.generation > 1:
-        job.message(f"training: {change.world_size} ranks from step {change.position} on")
+    """Tell the person who watches how many ranks train from now on."""
+    if change.kind == "committed":
+        ranks = "1 rank" if change.world_size == 1 else f"{change.world_size} ranks"
+        job.message(f"training: {ranks} from step {change.position} on")
 
 
 def training_metrics(result: TrainResult) -> dict[str, float | int | str]:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from jobs.training.collective import Form, Peer
 
@@ -54,8 +54,16 @@ class Control(Protocol):
         ...
 
 
+def thread_name() -> IO[bytes]:
+    """Open what `top` and `ps` show as this thread's name, up to 15 letters; elsewhere than on Linux, nothing does."""
+    try:
+        return open(f"/proc/self/task/{threading.get_native_id()}/comm", "wb", buffering=0)
+    except OSError:
+        return open(os.devnull, "wb", buffering=0)
+
+
 class Led:
-    """The line to a keeper."""
+    """The line to a keeper. Made by the thread that trains, which `top` shows by what it does."""
 
     def __init__(self, channel: Connection, member: str) -> None:
         self._channel, self._member, self._sending = channel, member, threading.Lock()
@@ -63,7 +71,7 @@ class Led:
         self._form: Form | None = None
         self._current: Form | None = None
         self._wake: Callable[[], None] = lambda: None
-        self._phase, self._since = "start", time.monotonic()
+        self._phase, self._since, self._name = "start", time.monotonic(), thread_name()
         self.is_leaving = False
         for target in (self._listen, self._live):
             threading.Thread(target=target, name=f"control-{target.__name__}", daemon=True).start()
@@ -99,6 +107,7 @@ class Led:
     def doing(self, phase: str) -> None:
         """Take note of what the rank does now."""
         self._phase, self._since = phase, time.monotonic()
+        self._name.write(f"rank: {phase}".encode())
 
     def tell(self, kind: str, **facts: Any) -> None:
         """Send a message to the keeper; without one, this process has no purpose."""

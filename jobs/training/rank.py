@@ -148,6 +148,7 @@ class Rank:
                     self.control.tell("committed", generation=group.generation, position=first + 1, at=time.time())
                 self._report(step, group)
                 if self.is_first and self.progress.position < self.plan.n_steps:
+                    self.control.doing("store")
                     start = time.perf_counter()
                     self.snapshots.offer(self.progress.position, self._state, is_due=step.is_last_of_epoch)
                     self.timings.checkpoint_s += time.perf_counter() - start
@@ -202,7 +203,7 @@ class Rank:
             inputs, targets = prefetcher.next()
             ready = time.perf_counter()
             self.spent.data_wait_s += ready - start
-            self.control.doing("compute")
+            self.control.doing("compute" if step.is_training else "validate")
             self._restore(before)
             # Dropout and the like draw the same numbers for the same samples on any rank.
             torch.manual_seed(_mixed(self.plan.seed, step.n_seen, index))

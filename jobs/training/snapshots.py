@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.errors import DaskyardError
 from jobs.training.checkpoints import Checkpoints
+from jobs.training.control import thread_name
 
 _log = logging.getLogger("daskyard.training")
 # The last state of a fit waits so long for the one before it.
@@ -41,7 +42,7 @@ class Snapshots:
         if is_due or time.monotonic() - self._last >= self._every_s:
             self._last = time.monotonic()
             arguments = (self._checkpoints, position, state_fn(), self._notes)
-            self._thread = threading.Thread(target=_write, args=arguments, name="checkpoint", daemon=True)
+            self._thread = threading.Thread(target=_write_aside, args=arguments, name="checkpoint", daemon=True)
             self._thread.start()
 
     def end(self, position: int, state_fn: Callable[[], bytes]) -> None:
@@ -51,6 +52,12 @@ class Snapshots:
         if self._thread is not None:
             self._thread.join(_END_TIMEOUT_S)
         _write(self._checkpoints, position, state_fn(), self._notes)
+
+
+def _write_aside(checkpoints: Checkpoints, position: int, state: bytes, notes: Mapping[str, Any]) -> None:
+    with thread_name() as name:
+        name.write(b"rank: writes")
+    _write(checkpoints, position, state, notes)
 
 
 def _write(checkpoints: Checkpoints, position: int, state: bytes, notes: Mapping[str, Any]) -> None:

@@ -28,3 +28,17 @@ params:
   epochs: {epochs}
   hardware: {hardware}
 """
+
+
+def incomes(run_id: str, epochs: int) -> str:
+    """Return a training job on a table; 76 steps of 512 rows an epoch."""
+    return f"""
+pipeline: neural_network
+input: s3://demo/data/adult
+output: s3://demo/e2e
+run_id: {run_id}
+params:
+  target: income
+  batch_size: 512
+  epochs: {epochs}
+"""

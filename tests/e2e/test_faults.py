@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -9,13 +10,14 @@ import kube
 import pytest
 import yaml
 from distributed import Client, LocalCluster
-from jobs_of import clusters_of_proteins
+from jobs_of import clusters_of_proteins, incomes
 
 from jobs import runner, spec, storage
 from jobs.artifacts import Manifest, read_manifest
 from jobs.errors import StorageMissingError
 
 N_INIT = 8
+N_EPOCHS = 150
 # Counts, on the scheduler, how often each task's result came into being from now on; results that are there count.
 COUNT = """
 def start(dask_scheduler):
@@ -93,6 +95,23 @@ def test_scheduler_killed_leads_to_another_try_that_commits(run_id: str, expecte
     manifest = _committed(run_id)
     assert manifest.metrics == pytest.approx(expected)
     _nothing_else_is_left(manifest, run_id)
+
+
+def test_training_goes_on_without_a_worker_and_with_the_one_that_comes_for_it(run_id: str) -> None:
+    with kube.job("elastic", incomes(run_id, N_EPOCHS)):
+        kube.wait_stage("elastic", "training: 2 ranks from step 1 on")
+        victim = kube.name_of(kube.pods("elastic", "worker")[0])
+        kube.kubectl("delete", "pod", victim, "--grace-period=0", "--force")
+        assert kube.wait_end("elastic") == "Successful", kube.log("elastic")
+        log = kube.log("elastic")
+    assert "try 1" not in log
+    manifest = _committed(run_id)
+    assert (manifest.metrics["n_ranks_lost"], manifest.metrics["n_generations"]) == (1, 3)
+    assert re.findall(r"training: (\d+) ranks? from step", log) == ["2", "1", "2"]
+    [report] = [file.url for file in manifest.files if file.name == "report.html"]
+    rows = re.findall(r"<tr>(.*?)</tr>", storage.read_bytes(report).decode(), re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in rows]
+    assert [row[4] for row in cells if len(row) == 7 and row[1] == "committed"] == ["2", "1", "2"]
 
 
 def test_storage_stopped_for_30_s_ends_well(run_id: str, expected: dict[str, Any]) -> None:

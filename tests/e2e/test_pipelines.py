@@ -19,7 +19,7 @@ MANIFESTS = sorted((kube.ROOT / "examples/kind").glob("*.yaml"))
 # bfloat16 rounds in another order.
 CLOSE = {"image_classification": 0.02}
 # Of the machine or the moment, not of the data.
-TIMING = ("_per_s", "_seconds", "_s", "efficiency", "_share")
+TIMING = ("_per_s", "_seconds", "_s", "efficiency", "_share", "goodput")
 
 
 @pytest.fixture(scope="module")
