@@ -1,7 +1,8 @@
 """`python -m benchmarks.throughput`: what the trainer costs, against plain DistributedDataParallel.
 
-Images/s of two ranks against DDP under torchrun, alternating, torch with one thread in each rank; then the share of the
-time that ranks wait for data, from a warm cache and from S3. Ends with 0 where all bars hold.
+Images/s of two ranks against DDP under torchrun and against two fits of one rank that know nothing of each other (the
+ceiling), alternating, torch with one thread in each rank; then the share of the time that ranks wait for data, from a
+warm cache and from S3. Ends with 0 where all bars hold.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import dask
@@ -22,9 +25,9 @@ from benchmarks import training_work as work
 from jobs.local_s3 import LocalS3
 from jobs.training.convnet import ImageData, triangle
 from jobs.training.shards import Shards
-from jobs.training.trainer import Trainer
+from jobs.training.trainer import Trainer, TrainResult
 
-_N_TURNS, _N_EPOCHS = 5, 4
+_N_TURNS, _N_EPOCHS = 5, 3
 _LEAST_RATIO, _MOST_WARM, _MOST_COLD = 0.95, 0.02, 0.10
 
 
@@ -35,22 +38,28 @@ def main() -> int:
     n = parser.parse_args().n
     with tempfile.TemporaryDirectory(prefix="daskyard-benchmark-") as name:
         folder = Path(name)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as it is before Dask sets things for its workers
         trainer = _trainer(work.folder_of_images(folder / "images", work.N_IMAGES))
         ours: list[float] = []
         theirs: list[float] = []
+        apart: list[float] = []
         waits: list[float] = []
-        with work.cluster(2) as client:
+        with work.cluster(2) as client, work.cluster(1) as one, work.cluster(1) as other:
             for turn in range(n + 1):  # the first one warms up
                 sides = [
                     lambda: ours.append(_of_ours(trainer, client, waits)),
-                    lambda: theirs.append(_of_torchrun(folder)),
+                    lambda: theirs.append(_of_torchrun(folder, environment)),
+                    lambda: apart.append(_of_independent(trainer, one, other)),
                 ]
                 for side in sides if turn % 2 else sides[::-1]:
                     side()
         cold = _from_s3(folder)
     ratios = [a / b for a, b in zip(ours[1:], theirs[1:], strict=True)]
     ratio, warm = statistics.median(ratios), statistics.median(waits[1:])
-    print(f"images/s: ours {statistics.median(ours[1:]):.0f}, torchrun DDP {statistics.median(theirs[1:]):.0f}")
+    for name, speeds in (("ours", ours), ("torchrun DDP", theirs), ("two fits of one rank", apart)):
+        print(f"images/s: {statistics.median(speeds[1:]):.0f} {name}")
+    efficiency = statistics.median(a / b for a, b in zip(ours[1:], apart[1:], strict=True))
+    print(f"efficiency against two fits of one rank {efficiency:.3f}")
     print(f"ratio {ratio:.3f} ({min(ratios):.3f} to {max(ratios):.3f}, n = {n}), bar at least {_LEAST_RATIO}")
     print(f"waiting for data: {warm:.2%} warm, bar {_MOST_WARM:.0%}; {cold:.2%} from S3, bar {_MOST_COLD:.0%}")
     return int(not (ratio >= _LEAST_RATIO and warm <= _MOST_WARM and cold <= _MOST_COLD))
@@ -74,15 +83,24 @@ def _trainer(shards: Shards) -> Trainer:
 def _of_ours(trainer: Trainer, client: Client, waits: list[float]) -> float:
     result = trainer.fit(client)
     waits.append(result.share_of("data_wait_s"))
-    later = result.history[1:]
+    return _images_per_s(result)
+
+
+def _of_independent(trainer: Trainer, *clients: Client) -> float:
+    with ThreadPoolExecutor(len(clients)) as pool:
+        return sum(map(_images_per_s, pool.map(replace(trainer, world_size=1).fit, clients)))
+
+
+def _images_per_s(result: TrainResult) -> float:
+    later = result.history[1:]  # the first epoch warms up
     return work.N_IMAGES * len(later) / sum(epoch.seconds for epoch in later)
 
 
-def _of_torchrun(folder: Path) -> float:
+def _of_torchrun(folder: Path, environment: dict[str, str]) -> float:
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.torchrun_ddp"]
     told = subprocess.run(
         [sys.executable, *command, str(folder / "images"), str(_N_EPOCHS)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -126,6 +126,6 @@ def folder_of_images(folder: Path, n: int) -> Shards:
 @contextmanager
 def cluster(n_workers: int) -> Iterator[Client]:
     """Start workers of one thread each on this machine."""
-    options = {"n_workers": n_workers, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    options = {"n_workers": n_workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
     with LocalCluster(**options) as local, Client(local) as client:
         yield client

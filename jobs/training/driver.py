@@ -10,6 +10,7 @@ import contextlib
 import logging
 import queue
 import random
+import sys
 import time
 import uuid
 from collections import Counter
@@ -35,6 +36,8 @@ _log = logging.getLogger("daskyard.training")
 _POLL_S = 0.1
 _LOOK_EVERY_S = 0.5
 _TELL_EVERY_S = 2.0
+# What storage imports when it first sees an address of S3: where this process did, ranks will, for more than a second.
+_LATE = {"s3fs"}
 # One fit at a time takes workers, so that no two wait for each other's.
 GANG = "daskyard-gang"
 _GANG_TRY_S = 30.0
@@ -108,7 +111,7 @@ class Driver:
             member="",
             topic=self._topic,
             plan=pickled,
-            modules=modules_in(pickled),
+            modules=(*modules_in(pickled), *(_LATE & sys.modules.keys())),
             data=cloudpickle.dumps(plan.data) if isinstance(plan.data, DataOnWorkers) else None,
             n_threads=limits.n_threads,
             is_on_cpu=limits.hardware == "cpu",

@@ -28,6 +28,9 @@ from jobs.errors import WorkersLostError
 # The server has to import torch, which a slow disk can make last.
 _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 2.0
+# glibc keeps what a step frees: the next one takes as much, and to have the system clear each page anew took as long as
+# the arithmetic. What Dask and the images set is for workers, which are to give memory back.
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 _N_TRIES = 2
 _ANSWER_BYTES = 64
 
@@ -140,7 +143,7 @@ class _Server:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "jobs.training.rank_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(_search_path())},
+                env={**os.environ, **_MEMORY, "PYTHONPATH": os.pathsep.join(_search_path())},
                 start_new_session=True,  # Ctrl-C is for the driver, which ends its ranks in order
             )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -273,6 +274,22 @@ def test_a_step_that_always_loses_its_rank_ends_the_fit_and_says_so(client: Clie
 
 def deadly_loss(outputs: tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
     os.kill(os.getpid(), signal.SIGKILL)
+    return counting_loss(outputs, targets)
+
+
+def test_a_rank_keeps_the_memory_that_a_step_frees_for_the_next(client: Client) -> None:
+    replace(TRAINER, loss_fn=loss_in_memory_that_was_there, world_size=1, epochs=1, data=Numbers(N)).fit(client)
+
+
+def loss_in_memory_that_was_there(outputs: tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    def n_faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    torch.ones(1 << 21)  # 8 MiB
+    before = n_faults()
+    for _ in range(10):
+        torch.ones(1 << 21)
+    assert n_faults() - before < 20
     return counting_loss(outputs, targets)
 
 
