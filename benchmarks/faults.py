@@ -32,7 +32,8 @@ from jobs.training.trainer import Trainer, TrainResult
 _N_KILLS, _EVERY_S = 20, 4.0
 # What a rank does, as its threads are named, and what it is called here; kills go round.
 _PHASES = {"compute": "forward and backward", "wait": "all-reduce", "validate": "validation", "writes": "checkpoint"}
-_PHASE_TIMEOUT_S = 60.0
+# What it takes to catch a rank in a phase, about, and at most.
+_PHASE_S, _PHASE_TIMEOUT_S = 2.5, 60.0
 _MEDIAN_S, _WORST_S = 1.0, 3.0
 _N_IMAGES, _N_VALIDATION, _BATCH_SIZE = 3_072, 1_024, 192
 
@@ -84,15 +85,17 @@ def _measured(folder: Path, n: int) -> int:
     with work.cluster(3) as client:
         first = trainer.fit(client)
         # Long enough for all kills, and for those who come back.
-        epochs = max(2, round(1.3 * n * (_EVERY_S + 1) / first.history[0].seconds))
+        epochs = max(2, round(1.3 * n * (_EVERY_S + 1 + _PHASE_S) / first.history[0].seconds))
         trainer = replace(trainer, epochs=epochs)
         undisturbed = trainer.fit(client)
         kills: list[float] = []
         stayed: list[bool] = []
-        killer = threading.Thread(target=_kill, args=(pids_of(client), n, kills, stayed), daemon=True)
+        is_over = threading.Event()
+        killer = threading.Thread(target=_kill, args=(pids_of(client), n, kills, stayed, is_over), daemon=True)
         disturbed = replace(trainer, checkpoints=Checkpoints(str(folder / "checkpoints"), "0" * 64)).fit(
             client, lambda done, total: killer.start() if killer.ident is None else None
         )
+        is_over.set()
         killer.join()
     pauses = _pauses(disturbed, kills)
     counts = disturbed.state_dict["counts"] * _BATCH_SIZE / epochs
@@ -116,11 +119,10 @@ def _measured(folder: Path, n: int) -> int:
     return int(not (ok and accuracy[0] == accuracy[1]))
 
 
-def _kill(workers: list[int], n: int, kills: list[float], stayed: list[bool]) -> None:
+def _kill(workers: list[int], n: int, kills: list[float], stayed: list[bool], is_over: threading.Event) -> None:
     """Kill a rank every few seconds; note when, and whether the others' processes were there a second later."""
     chance = random.Random(0)
-    while len(kills) < n:
-        time.sleep(chance.uniform(0.5, 1.5) * _EVERY_S)
+    while len(kills) < n and not is_over.wait(chance.uniform(0.5, 1.5) * _EVERY_S):
         pids = ranks(workers)
         if len(pids) < 2:
             continue
