@@ -30,6 +30,7 @@ from jobs.estimators.als_steps import (
     interleaved,
     item_vectors,
     user_vectors,
+    user_vectors_of,
 )
 from jobs.estimators.inputs import keep_columns
 
@@ -85,31 +86,23 @@ class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         step, start = self._step(), self._start(blocks)
         if client is not None and sum(s.n for s in summaries) * self.rank <= _SMALL:
             whole = submit(alternated, Submit(None), blocks.by_user, blocks.by_item, step, start)
-            by_user = submit(operator.attrgetter("by_user"), whole)
-            self._keep(
-                [submit(operator.itemgetter(b), by_user) for b in range(len(blocks.by_user))],
-                submit(operator.attrgetter("items"), whole),
-                blocks,
-            )
-            self.objective_ = submit.results([submit(operator.attrgetter("objectives"), whole)])[0]
+            objectives = submit(operator.attrgetter("objectives"), whole)
+            self._items = submit(operator.attrgetter("items"), whole)
+            self.user_vectors_ = [submit(user_vectors_of, whole, b, self.rank) for b in range(len(blocks.by_user))]
+            self.objective_ = submit.results([objectives])[0]
             for iteration, objective in enumerate(self.objective_, 1):
                 if on_iteration is not None:
                     on_iteration(iteration, self.n_iterations, objective)
         else:
             submit.locate([*blocks.by_user, *blocks.by_item])
             found = alternated(submit, blocks.by_user, blocks.by_item, step, start, on_iteration)
-            self.objective_ = found.objectives
-            self._keep(found.by_user, found.items, blocks)
+            self.objective_, self._items = found.objectives, found.items
+            self.user_vectors_ = [
+                submit(user_vectors, new, self.rank, near=block)
+                for new, block in zip(found.by_user, blocks.by_user, strict=True)
+            ]
+        self.item_vectors_ = submit(item_vectors, self._items, self.rank)
         return self
-
-    def _keep(self, by_user: Sequence[Any], items: Any, blocks: InteractionBlocks) -> None:
-        """Keep the last half-steps, and the vectors that they hold."""
-        self._items = items
-        self.item_vectors_ = self._submit(item_vectors, items, self.rank)
-        self.user_vectors_ = [
-            self._submit(user_vectors, new, self.rank, near=block)
-            for new, block in zip(by_user, blocks.by_user, strict=True)
-        ]
 
     @property
     def user_factors_(self) -> Floats:

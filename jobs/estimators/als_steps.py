@@ -140,6 +140,11 @@ def user_vectors(step: HalfStep, rank: int) -> Floats:
     return np.hstack([step.rows[:, :rank], biases, np.ones_like(biases)])
 
 
+def user_vectors_of(found: Alternated, b: int, rank: int) -> Floats:
+    """Vectors of the users of block `b`."""
+    return user_vectors(found.by_user[b], rank)
+
+
 def item_vectors(step: HalfStep, rank: int) -> Floats:
     """Factors; with biases, (q, 1, b) against the users' (p, b, 1)."""
     biases = step.rows[:, rank:]
