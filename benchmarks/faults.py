@@ -51,7 +51,7 @@ def ranks(workers: Iterable[int]) -> list[int]:
     parents = {}
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and b"jobs.training.rank_server" in (folder / "cmdline").read_bytes():
+            if folder.name.isdigit() and b"jobs.training.rank_" in (folder / "cmdline").read_bytes():
                 parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue

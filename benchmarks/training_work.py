@@ -33,10 +33,10 @@ def write_images(url: str, n: int, n_shards: int = 8) -> None:
     commit_index(url, infos)
 
 
-def network() -> ConvNet:
+def network(config: ConvNetConfig = CONFIG) -> ConvNet:
     """Make the network, its first layer whitening random images."""
     images = np.random.default_rng(1).integers(0, 256, (500, 32, 32, 3), dtype=np.uint8)
-    return ConvNet(CONFIG, whitening_filters(images, CONFIG))
+    return ConvNet(config, whitening_filters(images, config))
 
 
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -13,16 +13,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore  # torch.distributed hides their types
 
+T = TypeVar("T")
+
 _MEETING_POLL_S = 0.005
+# A sum over GPUs takes about as long; waiting for it in torch could not be interrupted.
+_GPU_POLL_S = 0.0001
 # Everyone has arrived when the connections are made: who is not there in this time has died since.
 _CONNECT_TIMEOUT_S = 10.0
 _CHUNK_BYTES = 256 << 20
@@ -84,33 +89,42 @@ class Group:
         Longest wait for the others, when meeting and in each sum.
     is_over
         Whether the generation has lost somebody: looked at while waiting, so that a wait for one who hangs ends.
+    is_followed
+        Whether there is a later generation, whoever is in it. No more members are let in before one has kept a step,
+        so a generation that has not met by then never will.
     """
 
     def __init__(
-        self, form: Form, member: str, own: Store | None, timeout_s: float, is_over: Callable[[], bool]
+        self,
+        form: Form,
+        member: str,
+        own: Store | None,
+        timeout_s: float,
+        is_over: Callable[[], bool],
+        is_followed: Callable[[], bool],
     ) -> None:
         self.generation = form.generation
         self.rank, self.world_size = form.members.index(member), len(form.peers)
         gpus = [peer.gpu for peer in form.peers]
         # NCCL refuses two ranks on one GPU.
         self.backend = "nccl" if None not in gpus and len(set(gpus)) == self.world_size else "gloo"
-        self._timeout_s, self._is_over = timeout_s, is_over
+        self._timeout_s, self._is_over, self._is_followed = timeout_s, is_over, is_followed
         self._changed = threading.Event()
         self._group: Any = None
         if self.world_size == 1 or own is None:
             return
         try:
-            self._store = PrefixStore(f"generation-{form.generation}", self._met(form, own))
-            self._group = self._connected(own.host)
+            self._store, self._group = self._while_not_over(lambda: self._joined(form, own.host))
         except RuntimeError as error:  # torch raises its DistError, a RuntimeError, on time-outs and refusals
             if isinstance(error, CollectiveError):
                 raise
             raise CollectiveError(f"generation {form.generation} cannot form: {_first_line(error)}") from error
 
-    def _met(self, form: Form, own: Store) -> Any:
+    def _met(self, form: Form) -> Any:
         """Return the first member's store once all members are at it."""
-        first, deadline = form.peers[0], time.monotonic() + self._timeout_s
-        store = own.store if self.rank == 0 else self._reached(first, deadline)
+        # A connection of this generation's own, also to the store in this process: one waits while another is answered.
+        deadline = time.monotonic() + self._timeout_s
+        store = self._reached(form.peers[0], deadline)
         here = PrefixStore(f"meeting-{form.generation}", store)
         here.add("arrived", 1)
         while here.add("arrived", 0) < self.world_size:
@@ -128,21 +142,47 @@ class Group:
         return TCPStore(first.host, first.port, is_master=False, wait_for_workers=False, timeout=timeout)
 
     def _pause(self, deadline: float, what: str) -> None:
-        if self._is_over():
+        if self._is_followed():
             raise self._over()
         if time.monotonic() > deadline:
             raise CollectiveError(f"generation {self.generation}: {what} in {self._timeout_s:.0f} s")
         time.sleep(_MEETING_POLL_S)
 
-    def _connected(self, host: str) -> Any:
+    def _while_not_over(self, join: Callable[[], T]) -> T:
+        """Return what `join` does; torch alone would wait for seconds for a member that has died meanwhile."""
+        joined: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                joined.set_result(join())
+            except BaseException as error:
+                joined.set_exception(error)
+
+        threading.Thread(target=run, name="join", daemon=True).start()
+        while not joined.done():
+            if self._is_followed():
+                raise self._over()
+            wait([joined], _MEETING_POLL_S)
+        return joined.result()
+
+    def _joined(self, form: Form, host: str) -> tuple[Any, Any]:
+        """Return the store of this generation and its process group, once all members are in it."""
+        store = PrefixStore(f"generation-{form.generation}", self._met(form))
+        return store, self._connected(store, host)
+
+    def _connected(self, store: Any, host: str) -> Any:
         if self.backend == "nccl":
+            # By default torch ends the whole process when a peer is gone; here the generation ends.
+            os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
             nccl = dist.ProcessGroupNCCL.Options()
             nccl._timeout = timedelta(seconds=self._timeout_s)
-            return dist.ProcessGroupNCCL(self._store, self.rank, self.world_size, nccl)
+            group: Any = dist.ProcessGroupNCCL(store, self.rank, self.world_size, nccl)
+            group.allreduce([torch.zeros(1, device="cuda")]).wait()  # the first sum is what connects
+            return group
         gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
         gloo._timeout = timedelta(seconds=_CONNECT_TIMEOUT_S)
-        return dist.ProcessGroupGloo(self._store, self.rank, self.world_size, gloo)
+        return dist.ProcessGroupGloo(store, self.rank, self.world_size, gloo)
 
     def sum_(self, buffer: Tensor) -> None:
         """Replace `buffer` (n,) by its sum over all ranks.
@@ -161,8 +201,6 @@ class Group:
         self._wait(lambda: self._group.allreduce([shared], options))
         if on_host:
             buffer.copy_(shared)
-        elif buffer.device.type == "cuda":
-            torch.cuda.synchronize(buffer.device)
 
     def gather(self, number: int) -> list[int]:
         """Return every rank's number, by rank."""
@@ -201,9 +239,12 @@ class Group:
             if self._is_over():
                 raise self._over()
             work = begin()
-            if self.backend == "gloo":  # NCCL's work is waited for by the GPU
+            if self.backend == "nccl":
+                work.wait()  # only orders what the GPU does; with a time limit it would block, whatever happens
+                self._until_gpu_ended()
+            else:
                 self._until_ended(work)
-            work.wait(timedelta(seconds=self._timeout_s))
+                work.wait(timedelta(seconds=self._timeout_s))
         except RuntimeError as error:
             if isinstance(error, CollectiveError):
                 raise
@@ -224,6 +265,17 @@ class Group:
             if not self._changed.wait(max(deadline - time.monotonic(), 0)):
                 raise CollectiveError(f"rank {self.rank}: the others did not answer in {self._timeout_s:.0f} s")
             self._changed.clear()
+
+    def _until_gpu_ended(self) -> None:
+        """Wait for what the GPU has to do; a sum that lacks a peer would go on for ever, until it is aborted."""
+        ended, deadline = torch.cuda.Event(), time.monotonic() + self._timeout_s
+        ended.record()
+        while not ended.query():
+            if self._is_over():
+                raise self._over()
+            if time.monotonic() > deadline:
+                raise CollectiveError(f"rank {self.rank}: the others did not answer in {self._timeout_s:.0f} s")
+            time.sleep(_GPU_POLL_S)
 
     def _over(self) -> CollectiveError:
         return CollectiveError(f"generation {self.generation} is over: it lost a member")

@@ -41,6 +41,10 @@ class Control(Protocol):
         """Whether the generation lost somebody."""
         ...
 
+    def is_followed(self) -> bool:
+        """Whether a later generation has been told of."""
+        ...
+
     def on_news(self, wake: Callable[[], None]) -> None:
         """Call `wake` whenever an answer to the questions above may have changed."""
         ...
@@ -91,7 +95,7 @@ class Led:
 
     def wants_change(self) -> bool:
         """Whether the generation is to end with this step."""
-        return self.is_leaving or self._form is not self._current
+        return self.is_leaving or self.is_followed()
 
     def is_over(self) -> bool:
         """Whether a later generation has been told of that lacks one of this one's members."""
@@ -99,6 +103,10 @@ class Led:
         if form is current or form is None or current is None:
             return False
         return not set(current.members) <= set(form.members)
+
+    def is_followed(self) -> bool:
+        """Whether a later generation has been told of."""
+        return self._form is not self._current
 
     def on_news(self, wake: Callable[[], None]) -> None:
         """Call `wake` whenever a generation was told of."""
@@ -155,6 +163,10 @@ class Unled:
         return False
 
     def is_over(self) -> bool:
+        """Never."""
+        return False
+
+    def is_followed(self) -> bool:
         """Never."""
         return False
 

@@ -23,6 +23,8 @@ from jobs.training.metrics import Metrics
 from jobs.training.processes import RankProcess, Start, Surroundings, fork_rank
 
 _POLL_S = 0.05
+# A rank's process may have to import torch first.
+_FIRST_WORD_TIMEOUT_S = 60.0
 _CLOSING = (Status.closing_gracefully, Status.closing, Status.closed)
 
 _keepers: dict[str, Keeper] = {}
@@ -148,14 +150,14 @@ class Keeper:
 
     def _followed(self, process: RankProcess) -> bytes | None:
         # From here on: starting the server that forks can take longer than a rank may be silent.
-        phase, heard = "start", time.monotonic()
+        phase, heard, limit_s = "start", time.monotonic(), max(self.orders.hang_timeout_s, _FIRST_WORD_TIMEOUT_S)
         while True:
             if process.channel.poll(_POLL_S):
                 try:
                     message = process.channel.recv()
                 except (EOFError, OSError):
                     raise self._lost(process.end()) from None
-                heard = time.monotonic()
+                heard, limit_s = time.monotonic(), self.orders.hang_timeout_s
                 if message["kind"] == "ended":
                     return self._ended(**message)
                 if message["kind"] == "alive":
@@ -164,9 +166,9 @@ class Keeper:
                 else:
                     self._metrics.take(message)
                     self._tell(message)
-            if time.monotonic() - heard > self.orders.hang_timeout_s:
+            if time.monotonic() - heard > limit_s:
                 process.end()
-                raise self._lost(f"it hung for {self.orders.hang_timeout_s:.0f} s ({phase})")
+                raise self._lost(f"it hung for {limit_s:.0f} s ({phase})")
             if self._is_cancelled():
                 return None
             if self._worker.status in _CLOSING:

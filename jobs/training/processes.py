@@ -31,6 +31,10 @@ _END_TIMEOUT_S = 2.0
 # glibc keeps what a step frees: the next one takes as much, and to have the system clear each page anew took as long as
 # the arithmetic. What Dask and the images set is for workers, which are to give memory back.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
+# Asked for GPUs, torch asks CUDA, and no process forked after that can use it; asked this way, it asks the driver.
+_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+# torch warns, with a C++ stack, of each connection to a rank that was lost: the driver has told of that in one line.
+_LOG = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 _N_TRIES = 2
 _ANSWER_BYTES = 64
 
@@ -143,7 +147,7 @@ class _Server:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "jobs.training.rank_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **_MEMORY, "PYTHONPATH": os.pathsep.join(_search_path())},
+                env={**_LOG, **os.environ, **_MEMORY, **_CUDA, "PYTHONPATH": os.pathsep.join(_search_path())},
                 start_new_session=True,  # Ctrl-C is for the driver, which ends its ranks in order
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 
@@ -64,3 +65,7 @@ def _where(error: BaseException) -> str:
     if traceback is None:
         return "in a rank's process"
     return f"in a rank's process, {traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+
+
+if __name__ == "__main__":
+    main(Connection(int(sys.argv[1])))

@@ -17,7 +17,8 @@ import socket
 import sys
 from multiprocessing.connection import Connection
 
-import torch._dynamo  # noqa: F401  the first optimiser of a process would import it, for seconds
+import torch
+import torch._dynamo  # the first optimiser of a process would import it, for seconds
 
 from jobs.training import rank_process
 
@@ -70,6 +71,10 @@ def _fork(control: socket.socket, fd: int) -> int:
     control.close()
     _die_with(server)
     try:
+        if torch.cuda._is_in_bad_fork():
+            # A module of the model's used CUDA as it was imported, and no fork can after that: import all anew.
+            os.set_inheritable(fd, True)
+            os.execv(sys.executable, [sys.executable, "-m", rank_process.__name__, str(fd)])
         rank_process.main(Connection(fd))
     finally:
         os._exit(1)

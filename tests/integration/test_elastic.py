@@ -25,6 +25,7 @@ from distributed import Client, LocalCluster
 
 from benchmarks.faults import pids_of, ranks
 from jobs.errors import WorkersLostError
+from jobs.training import driver
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.driver import Driver, Limits
 from jobs.training.membership import Change
@@ -155,16 +156,16 @@ def test_a_killed_rank_is_done_without_by_the_same_processes(
 
 def test_the_process_whose_store_the_others_met_at_may_be_killed(client: Client, undisturbed: TrainResult) -> None:
     limits = Limits(3, 1, 3, "auto", 60, 60, 10, 1)
-    driver = Driver(client, TRAINER._plan(), limits, lambda done, total: kill(done / total))
+    fit = Driver(client, TRAINER._plan(), limits, lambda done, total: kill(done / total))
     killed: list[str] = []
 
     def kill(share: float) -> None:
         if not killed and share > 0.4:
-            killed.append(driver._membership.current[0])
-            ready = next(c for c in driver._membership.timeline if (c.kind, c.member) == ("ready", killed[0]))
+            killed.append(fit._membership.current[0])
+            ready = next(c for c in fit._membership.timeline if (c.kind, c.member) == ("ready", killed[0]))
             os.kill(int(ready.why.removeprefix("process ")), signal.SIGKILL)
 
-    outcome = driver.run()
+    outcome = fit.run()
     assert [change.member for change in outcome.timeline if change.kind == "lost"] == killed
     for name, value in undisturbed.state_dict.items():
         torch.testing.assert_close(outcome.result.state_dict[name], value, rtol=0, atol=0)
@@ -228,6 +229,38 @@ def test_a_rank_that_is_killed_while_it_joins_does_not_stop_the_others(
         )
     assert_same(result, undisturbed)
     assert happened(result, "lost") == len(killed) == 3
+
+
+def test_a_rank_that_is_killed_while_others_meet_does_not_keep_them_waiting(
+    client: Client, workers: list[int], undisturbed: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_MAX_PAUSE_S", 0.2)
+    delays = [0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07]
+    are_killed = tmp_path / "killed"
+    killed: list[int] = []
+
+    def kill(number: int) -> None:
+        time.sleep(delays[number])
+        present = ranks(workers)
+        killed.append(present[number % len(present)])
+        os.kill(killed[-1], signal.SIGKILL)
+
+    def on_change(change: Change) -> None:
+        if change.kind == "committed" and not killed:
+            pool.submit(kill, 0)
+        elif change.kind == "ready" and len(killed) == len(delays):
+            are_killed.touch()
+        elif change.kind == "ready" and killed:  # it is let in now
+            pool.submit(kill, len(killed))
+
+    with ThreadPoolExecutor(1) as pool:
+        result = replace(TRAINER, data=Numbers(N, 0.2, are_killed)).fit(client, on_change=on_change)
+    assert_same(result, undisturbed)
+    lost = [change for change in result.timeline if change.kind == "lost"]
+    assert len(lost) == len(delays)
+    for change in lost:
+        kept = (c.at for c in result.timeline if c.kind == "committed" and c.generation > change.generation)
+        assert next(kept) - change.at < 4  # a step takes 1.5 s at most; torch waits for a lost peer for 10 s
 
 
 def test_all_ranks_killed_begin_again_at_the_last_checkpoint(
@@ -338,14 +371,14 @@ def test_a_driver_that_is_killed_leaves_no_rank_and_its_fit_goes_on_elsewhere(
     trainer = replace(
         TRAINER, data=Numbers(N, 0.1), checkpoints=Checkpoints(str(tmp_path), "f" * 64), checkpoint_every_s=0.2
     )
-    driver = multiprocessing.get_context("spawn").Process(target=fit_at, args=(cluster.scheduler_address, trainer))
-    driver.start()
+    process = multiprocessing.get_context("spawn").Process(target=fit_at, args=(cluster.scheduler_address, trainer))
+    process.start()
     deadline = time.monotonic() + 120
     while trainer.checkpoints.latest() is None or trainer.checkpoints.latest().position < 4:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    driver.kill()
-    driver.join(10)
+    process.kill()
+    process.join(10)
     while ranks(workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
