@@ -38,14 +38,16 @@ check: $(BIN)/ready  ## Check format, lint, types, import layers and generated f
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/daskyard schema | diff -u docs/job.schema.json - || { echo "run: make schema"; exit 1; }
+	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && $(BIN)/python -m controller.definitions "$$made" && diff -ru operator_config/crds "$$made" || { echo "run: make schema"; exit 1; }
 
 .PHONY: format
 format: $(BIN)/ready  ## Format the code and mend what the linter can mend.
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet .
 
 .PHONY: schema
-schema: $(BIN)/ready  ## Write docs/job.schema.json, the JSON Schema of a job file.
+schema: $(BIN)/ready  ## Write docs/job.schema.json, of a job file, and operator_config/crds, of MLJob and MLRuntime.
 	@$(BIN)/daskyard schema > docs/job.schema.json
+	@$(BIN)/python -m controller.definitions
 
 .PHONY: lock
 lock: $(BIN)/ready  ## Resolve the dependencies anew into requirements.lock.

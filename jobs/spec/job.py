@@ -46,7 +46,7 @@ PIPELINES: dict[str, type[Params]] = {
 }
 
 # A run id is a folder's name in the storage, part of a Kubernetes name and a label's value: 53 characters at most.
-_RUN_ID = r"^[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?$"
+RUN_ID = r"^[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?$"
 
 
 class JobSpec(StrictModel):
@@ -58,7 +58,7 @@ class JobSpec(StrictModel):
     output: str = Field(min_length=1, description="The URL under which the run's folder is made.")
     run_id: str | None = Field(
         None,
-        pattern=_RUN_ID,
+        pattern=RUN_ID,
         description="Name of the run's folder; by default derived from the spec: the same spec is the same run.",
     )
     tune: Tune | None = Field(None, description="A search over params before the run, which takes the best ones.")

@@ -1,0 +1,92 @@
+"""A preload of the scheduler that serves what an autoscaler needs to know, as JSON at /daskyard/state.
+
+    {"demands": [{"needs": {"GPU": 1.0}, "n_tasks": 12, "seconds": 340.5}],
+     "workers": [{"name": "bio-1-gpu-worker-x", "n_tasks": 1, "idle_s": 0.0, "offers": {"GPU": 1.0}, "n_threads": 4}]}
+
+Demands are tasks that run, or could run if there were a worker, by the Dask resources that they need. An answer costs a
+bounded time: of many tasks, a part is looked at and counted for the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+from distributed import Scheduler
+from distributed.http.utils import RequestHandler
+from distributed.scheduler import TaskState
+
+PATH = "/daskyard/state"
+# So many tasks of a worker, or of a queue, are looked at.
+_N_LOOKED_AT = 1_000
+
+Needs = frozenset[tuple[str, float]]
+
+
+class State:
+    """What an autoscaler asks of one scheduler."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._idle_since: dict[str, float] = {}
+
+    def answer(self) -> dict[str, Any]:
+        """Return demands and workers."""
+        return {"demands": self._demands(), "workers": self._workers()}
+
+    def _demands(self) -> list[dict[str, Any]]:
+        scheduler = self._scheduler
+        n_tasks: defaultdict[Needs, float] = defaultdict(float)
+        seconds: defaultdict[Needs, float] = defaultdict(float)
+        queues = [(scheduler.queued, len(scheduler.queued)), (scheduler.unrunnable, len(scheduler.unrunnable))]
+        for tasks, n in [*queues, *((ws.processing, len(ws.processing)) for ws in scheduler.workers.values())]:
+            self._count(tasks, n, n_tasks, seconds)
+        return [
+            {"needs": dict(sorted(needs)), "n_tasks": round(n), "seconds": float(seconds[needs])}
+            for needs, n in sorted(n_tasks.items(), key=lambda item: sorted(item[0]))
+        ]
+
+    def _count(
+        self, tasks: Iterable[TaskState], n: int, n_tasks: defaultdict[Needs, float], seconds: defaultdict[Needs, float]
+    ) -> None:
+        weight = n / min(n, _N_LOOKED_AT) if n else 0.0
+        for task in islice(tasks, _N_LOOKED_AT):
+            needs = frozenset((task.resource_restrictions or {}).items())
+            n_tasks[needs] += weight
+            seconds[needs] += weight * self._scheduler._get_prefix_duration(task.prefix)
+
+    def _workers(self) -> list[dict[str, Any]]:
+        now, workers = time.monotonic(), self._scheduler.workers
+        idle = {address for address, ws in workers.items() if not ws.processing and not ws.long_running}
+        self._idle_since = {address: self._idle_since.get(address, now) for address in idle}
+        return [
+            {
+                "name": str(ws.name),
+                "n_tasks": len(ws.processing) + len(ws.long_running),
+                "idle_s": now - self._idle_since.get(address, now),
+                "offers": dict(ws.resources),
+                "n_threads": ws.nthreads,
+            }
+            for address, ws in workers.items()
+        ]
+
+
+class StateHandler(RequestHandler):
+    """Answers a GET."""
+
+    def initialize(self, state: State) -> None:
+        """Take the state to tell."""
+        self._state = state
+
+    def get(self) -> None:
+        """Write the answer as JSON."""
+        self.set_header("Cache-Control", "no-store")
+        self.write(self._state.answer())
+
+
+def dask_setup(scheduler: Scheduler) -> None:
+    """Serve the state beside the scheduler's own pages."""
+    scheduler.http_application.add_handlers(".*$", [(PATH, StateHandler, {"state": State(scheduler)})])
