@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,16 @@ DEFAULT = [f"c-default-worker-{number}" for number in range(3)]
 GPU = [f"c-gpu-worker-{number}" for number in range(2)]
 
 
+def run(check: Coroutine[Any, Any, None]) -> None:
+    """Run in a thread of its own.
+
+    In this one, asyncio would drop the event loop that distributed has made here if a message that was cut off was
+    collected as garbage meanwhile (ConnectionPool.reuse asks for the thread's loop), and nobody would have closed it.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, check).result()
+
+
 def test_only_workers_of_the_group_are_closed_however_many_are_asked_for() -> None:
     async def check() -> None:
         # The group's name begins another's.
@@ -237,7 +248,7 @@ def test_only_workers_of_the_group_are_closed_however_many_are_asked_for() -> No
             assert {ws.name for ws in scheduler.workers.values()} == {*GPU, "c-default-worker-gpu-worker-0"}
             assert await asked(scheduler, 2) == []
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_idle_workers_are_closed_before_busy_ones() -> None:
@@ -260,7 +271,7 @@ def test_idle_workers_are_closed_before_busy_ones() -> None:
                 await event.set()
             await client.gather(tasks)
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_the_target_is_that_of_the_group() -> None:
@@ -284,7 +295,7 @@ def test_the_target_is_that_of_the_group() -> None:
         async with cluster_of(*GPU) as scheduler:
             assert await target(scheduler) == 0
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_without_the_setting_the_scheduler_answers_as_dask_does() -> None:
@@ -293,7 +304,7 @@ def test_without_the_setting_the_scheduler_answers_as_dask_does() -> None:
             assert len(await asked(scheduler, 5)) == 5
             assert scheduler.handlers["adaptive_target"] == scheduler.adaptive_target
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_dask_scheduler_takes_the_group_from_its_environment(processes: Processes) -> None:
