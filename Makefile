@@ -7,7 +7,8 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # uv does not read pip's settings: where pip is told of a folder of wheels, uv is told as well.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+# Compiled once here: where PYTHONDONTWRITEBYTECODE is set, each process would compile what it imports, for seconds.
+UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
 .PHONY: help
 help:  ## List the targets.
