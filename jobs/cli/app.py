@@ -18,12 +18,10 @@ from rich.text import Text
 
 import jobs
 from jobs import artifacts, datasets, retries, spec
+from jobs.cli import outcome, tables
 from jobs.cli import params as model_params
-from jobs.cli import tables
 from jobs.cli.progress import watching
 from jobs.errors import DaskyardError, SpecError, StoppedError
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="daskyard",
@@ -45,6 +43,10 @@ Workers = Annotated[int | None, typer.Option("--workers", min=1, metavar="N", he
 Memory = Annotated[
     str | None,
     typer.Option("--memory", metavar="SIZE", help="Memory of each local worker, e.g. 2GiB; the rest goes to disk."),
+]
+Result = Annotated[
+    Path | None,
+    typer.Option("--result", metavar="FILE", help="Write how it ended to FILE, as JSON of 4 KiB at most."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -71,7 +73,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             raise
         except KeyboardInterrupt:
             _error("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(outcome.INTERRUPTED) from None
         except DaskyardError as error:
             _show(error, str(error), arguments.get("debug", False))
             raise typer.Exit(error.exit_code) from None
@@ -129,19 +131,22 @@ def run(
     memory: Memory = None,
     run_id: RunId = None,
     n_retries: Retries = 0,
+    result_file: Result = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Run a job to its commit; a run id that was committed before changes nothing."""
-    job = spec.load(file, sets or (), run_id)
-    from jobs import runner
+    with outcome.told_in(result_file) as tell:
+        job = spec.load(file, sets or (), run_id)
+        from jobs import runner
 
-    with watching(Console(stderr=True)) as listener:
+        with watching(Console(stderr=True)) as listener:
 
-        def attempt() -> runner.RunResult:
-            return runner.run(job, n_workers=workers, memory=memory, listener=listener)
+            def attempt() -> runner.RunResult:
+                return runner.run(job, n_workers=workers, memory=memory, listener=listener)
 
-        result = retries.with_retries(attempt, n_retries, listener)
+            result = retries.with_retries(attempt, n_retries, listener)
+        tell(result.run_url, result.was_committed, result.manifest)
     if as_json:
         document = {"run_url": result.run_url, "was_committed": result.was_committed}
         _print_json({**document, "manifest": result.manifest.model_dump(mode="json")})

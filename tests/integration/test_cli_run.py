@@ -40,10 +40,14 @@ def job_file(s3, tmp_path):
     return str(path)
 
 
-def test_a_run_is_committed_once_and_shown(job_file, s3):
-    first = daskyard("run", job_file, "--workers", "1", "--run-id", "mine", "--json")
+def test_a_run_is_committed_once_and_shown(job_file, s3, tmp_path):
+    result = tmp_path / "result.json"
+    first = daskyard("run", job_file, "--workers", "1", "--run-id", "mine", "--json", "--result", str(result))
     assert first.returncode == 0, first.stderr
     document = json.loads(first.stdout)
+    told = json.loads(result.read_text())
+    assert told["metrics"] == document["manifest"]["metrics"]
+    assert (told["outcome"], told["run_url"], told["was_committed"]) == ("committed", document["run_url"], False)
     assert document["run_url"] == f"{s3}/runs/mine"
     assert document["was_committed"] is False
     assert "5/5 write took" in first.stderr

@@ -1,0 +1,73 @@
+"""How a run ended, as a small JSON document in a file: for whoever started it, such as Kubernetes.
+
+{"outcome": "committed", "run_url": "s3://demo/runs/a", "was_committed": false, "metrics": {"r2": 0.61}}
+{"outcome": "failed", "error": "StorageDeniedError", "exit_code": 2, "message": "s3://demo/…: access denied …"}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.artifacts import Manifest
+from jobs.errors import DaskyardError, SpecError
+
+# What Kubernetes keeps of a container's termination message.
+MAX_BYTES = 4096
+_MESSAGE_CHARACTERS = 1000
+INTERRUPTED = 130
+
+Tell = Callable[[str, bool, Manifest], None]
+
+
+@contextmanager
+def told_in(file: Path | None) -> Iterator[Tell]:
+    """Give a function that takes note of a committed run; write that, or the error that leaves the block, to `file`.
+
+    Raises
+    ------
+    SpecError
+        When nothing can be written there; before the block begins.
+    """
+    if file is None:
+        yield lambda run_url, was_committed, manifest: None
+        return
+    document: dict[str, Any] = {}
+
+    def tell(run_url: str, was_committed: bool, manifest: Manifest) -> None:
+        document.update(outcome="committed", run_url=run_url, was_committed=was_committed, metrics=manifest.metrics)
+
+    _write(file, {})
+    try:
+        yield tell
+    except BaseException as error:
+        _write(file, failure(error))
+        raise
+    _write(file, document)
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """Return what is told of an error."""
+    code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", DaskyardError.exit_code)
+    message = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
+    return {"outcome": "failed", "error": type(error).__name__, "exit_code": code, "message": message}
+
+
+def encoded(document: dict[str, Any]) -> bytes:
+    """Return the document as JSON of at most `MAX_BYTES`: the last metrics are left out where they are too many."""
+    metrics = dict(document.get("metrics", {}))
+    while len(data := json.dumps(document, ensure_ascii=False).encode()) > MAX_BYTES and metrics:
+        metrics.popitem()
+        document = {**document, "metrics": metrics}
+    return data
+
+
+def _write(file: Path, document: dict[str, Any]) -> None:
+    # In place: the file may be a mount, which nothing can be renamed to.
+    try:
+        file.write_bytes(encoded(document) if document else b"")
+    except OSError as error:
+        raise SpecError(f"--result: {file}: cannot be written ({error.strerror}); name another file") from error
