@@ -1,0 +1,80 @@
+"""What the API server makes of MLJob's and MLRuntime's definitions: defaults, and refusals that name the key."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import kube
+import pytest
+import yaml
+
+DEFINITIONS = str(kube.ROOT / "operator_config/crds")
+MLJOB = """
+apiVersion: daskyard.dev/v1alpha1
+kind: MLJob
+metadata:
+  name: defined
+spec:
+  pipeline: kmeans
+  params: {n_clusters: 8, n_init: 3}
+  input: s3://demo/data/bio
+  output: s3://demo/runs
+  workers:
+    default: {min: 1, max: 4}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def definitions() -> Iterator[None]:
+    kube.kubectl("apply", "--filename", DEFINITIONS)
+    kube.kubectl("wait", "--for=condition=Established", "--timeout=30s", "--filename", DEFINITIONS)
+    yield
+    kube.kubectl("delete", "--filename", DEFINITIONS, "--wait=true", "--timeout=60s", timeout_s=90)
+
+
+def created(change: dict[str, Any], *, is_dry: bool = True) -> str:
+    """Create the MLJob with some keys of its spec, or its name, changed; return what is said, of success or not."""
+    job = copy.deepcopy(yaml.safe_load(MLJOB))
+    job["metadata"]["name"] = change.pop("name", "defined")
+    job["spec"] |= change
+    options = ("--dry-run=server",) if is_dry else ()
+    return kube.kubectl("create", *options, "--validate=strict", "--filename", "-", stdin=json.dumps(job), check=False)
+
+
+def test_a_job_of_eleven_lines_is_taken_and_gets_its_defaults() -> None:
+    assert len(MLJOB.strip().splitlines()) == 11
+    assert "created" in created({}, is_dry=False)
+    try:
+        spec = kube.get("mljob", "defined")["spec"]
+        assert spec["workers"] == {"default": {"hardware": "cpu", "min": 1, "max": 4}}
+        assert (spec["backoffLimit"], spec["runtime"], spec["suspend"]) == (3, "default", False)
+        patched = kube.kubectl(
+            "patch", "mljob", "defined", "--type=merge", "--patch", '{"spec": {"pipeline": "recommender"}}', check=False
+        )
+        assert "pipeline cannot change; make another MLJob" in patched
+        kube.kubectl("patch", "mljob", "defined", "--type=merge", "--patch", '{"spec": {"suspend": true}}')
+    finally:
+        kube.kubectl("delete", "mljob", "defined")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"pipeline": "kmean"}, "spec.pipeline"),
+        ({"output": ""}, "spec.output"),
+        ({"workers": {"default": {"min": 3, "max": 2}}}, "min must not be above max"),
+        ({"workers": {"default": {"min": 0}}}, "a group must have a min above 0"),
+        ({"workers": {"Big": {}}}, "names of groups are lower case letters"),
+        ({"workers": {}}, "spec.workers"),
+        ({"backoffLimit": 21}, "spec.backoffLimit"),
+        ({"image": "mine"}, 'unknown field "spec.image"'),
+        ({"name": 50 * "a"}, "metadata.name must have at most 49 characters"),
+    ],
+)
+def test_a_bad_job_is_refused_with_its_key(change: dict[str, Any], named: str) -> None:
+    said = created(dict(change))
+    assert named in said, said
+    assert "created" not in said
