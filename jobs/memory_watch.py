@@ -67,9 +67,7 @@ class MemoryWatch:
         columns = ["worker", "limit, MiB", "peak, MiB", "written to disk, MiB", "read back, MiB"]
         sections: list[Section] = [Table("Memory of the workers", columns, rows)]
         if self.n_gone:
-            text = (
-                f"{self.n_gone} workers that were there at the begin had gone at the end; their figures went with them."
-            )
+            text = f"Workers that left before the end: {self.n_gone}. Their figures went with them."
             sections.append(Note("Workers that left", text))
         series = {name: _thinned(samples) for name, samples in self._samples.items()}
         if all(len(points) > 1 for points in series.values()):

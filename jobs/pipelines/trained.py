@@ -60,7 +60,9 @@ def training_sections(result: TrainResult) -> list[Section]:
 
 def _timeline(result: TrainResult) -> Table:
     """Return who came and went, in seconds from the first event on."""
-    start = result.timeline[0].at
+    # A first step's time is its rank's, the others are the driver's, which hears of things a little later.
+    timeline = sorted(result.timeline, key=lambda change: change.at)
+    start = timeline[0].at
     rows: list[list[str | int | float]] = [
         [
             round(change.at - start, 2),
@@ -71,7 +73,7 @@ def _timeline(result: TrainResult) -> Table:
             "" if change.position is None else change.position,
             change.why,
         ]
-        for change in result.timeline
+        for change in timeline
     ]
     columns = ["second", "what", "rank", "generation", "ranks", "steps kept", "why"]
     return Table("Generations of ranks", columns, rows)
