@@ -60,7 +60,7 @@ def training_sections(result: TrainResult) -> list[Section]:
 
 def _timeline(result: TrainResult) -> Table:
     """Return who came and went, in seconds from the first event on."""
-    # A first step's time is its rank's, the others are the driver's, which hears of things a little later.
+    # What is formed and committed is told by ranks, of which the driver hears a little later.
     timeline = sorted(result.timeline, key=lambda change: change.at)
     start = timeline[0].at
     rows: list[list[str | int | float]] = [

@@ -294,7 +294,7 @@ class Driver:
         elif kind == "ready":
             membership.ready(now, member, tuple(facts["peer"]), f"process {facts['pid']}")
         elif kind == "formed":
-            membership.formed(now, member, facts["generation"], facts["position"])
+            membership.formed(facts["at"], member, facts["generation"], facts["position"])
         elif kind == "committed":
             self._moved_at = time.monotonic()
             membership.committed(now, facts["generation"], facts["position"], facts["at"])

@@ -24,7 +24,7 @@ class Change:
     Attributes
     ----------
     at
-        Seconds since the epoch, by the driver's clock.
+        Seconds since the epoch: by the driver's clock, or of what is formed and committed, by a member's.
     kind
         ready, formed, committed (the first step of a generation), lost, left, broken.
     member
@@ -107,13 +107,13 @@ class Membership:
         self._ready[member] = peer
         self._note(now, "ready", member, why=why)
 
-    def formed(self, now: float, member: str, generation: int, position: int) -> None:
-        """Take note that a member met the others."""
+    def formed(self, at: float, member: str, generation: int, position: int) -> None:
+        """Take note that a member met the others, `at` by its own clock."""
         if generation != self.generation:
             return
         self._formed.add(member)
         if self.is_formed:
-            self._note(now, "formed", "", position=position)
+            self._note(at, "formed", "", position=position)
 
     def committed(self, now: float, generation: int, position: int, at: float) -> None:
         """Take note that a generation kept its first step, `at` by the clock of the member that tells."""

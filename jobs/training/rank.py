@@ -127,7 +127,7 @@ class Rank:
             group = Group(form, self.member, self.store, self.plan.timeout_s, control.is_over, control.is_followed)
             self.control.on_news(group.look_again)
             self._catch_up(group)
-            self.control.tell("formed", generation=form.generation, position=self.progress.position)
+            self.control.tell("formed", generation=form.generation, position=self.progress.position, at=time.time())
             self._count_as_lost()
             self._train(group)
         except CollectiveError as error:
