@@ -260,7 +260,7 @@ def test_a_rank_that_is_killed_while_others_meet_does_not_keep_them_waiting(
     assert len(lost) == len(delays)
     for change in lost:
         kept = (c.at for c in result.timeline if c.kind == "committed" and c.generation > change.generation)
-        assert next(kept) - change.at < 4  # a step takes 1.5 s at most; torch waits for a lost peer for 10 s
+        assert next(kept) - change.at < 8  # a step takes a second or two; torch alone waits for a lost peer for 10 s
 
 
 def test_all_ranks_killed_begin_again_at_the_last_checkpoint(
