@@ -26,8 +26,7 @@ from controller.resources import (
 
 TARGET = Path(__file__).parent.parent / "operator_config" / "crds"
 # Not part of a structural schema, or of no use to those who read one.
-_DROPPED = {"title", "additionalProperties", "propertyNames", "$defs"}
-_PRESERVE = "x-kubernetes-preserve-unknown-fields"
+_DROPPED = {"title", "additionalProperties", "$defs"}
 _RULES = "x-kubernetes-validations"
 
 Schema = dict[str, Any]

@@ -8,19 +8,21 @@ attempt, so that a thing made twice is one thing. Times are seconds since the ep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from controller.resources import Phase
 
 # How long an image may fail to come before it is believed: a registry may be down for a moment.
 IMAGE_GRACE_S = 45.0
+# A pod that is not well may get well, or not: it is looked at so often.
+TROUBLE_S = 5.0
 # The first pause before a further attempt; it doubles, up to the second one.
 BACKOFF_S, BACKOFF_MAX_S = 5.0, 300.0
 # Memory of the attempt after one that ran out of it, and how often that is tried.
 MORE_MEMORY, OUT_OF_MEMORY_RETRIES = 1.5, 1
 # Attempts that the cluster, not the job, ended are not counted, but not without end.
 MAX_DISRUPTIONS = 20
-
-Phase = Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Plan:
     phase: Phase
     reason: str
     message: str = ""
-    attempts: Sequence[Attempt] = field(default=())
+    attempts: Sequence[Attempt] = ()
     action: Action | None = None
     again_s: float | None = None
 
@@ -157,10 +159,6 @@ class _End:
 
 # Ends that the job is not to blame for.
 DISRUPTIONS = frozenset({"Preempted", "Suspended"})
-
-
-# A pod that is not well may get well, or not.
-TROUBLE_S = 5.0
 
 
 def follow(seen: Observed) -> Plan:

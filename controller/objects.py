@@ -6,7 +6,6 @@ all go when it goes. The stock operator makes pods of the DaskCluster and the Da
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -219,4 +218,4 @@ def _named(template: Any, name: str) -> Any:
         return {key: _named(value, name) for key, value in template.items()}
     if isinstance(template, list):
         return [_named(value, name) for value in template]
-    return copy.copy(template)
+    return template

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from jobs.spec.job import PIPELINES, RUN_ID, JobSpec, parse
@@ -29,10 +29,6 @@ Anything = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubern
 LABEL = rf"^[a-z]([-a-z0-9]{{0,{GROUP_NAME_MAX - 2}}}[a-z0-9])?$"
 Label = Annotated[str, Field(pattern=LABEL, max_length=GROUP_NAME_MAX)]
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
-
-
-def _url_mapping(value: object) -> object:
-    return {"url": value} if isinstance(value, str) else value
 
 
 class Resource(BaseModel):
@@ -72,11 +68,9 @@ class MLJobSpec(Resource):
 
     pipeline: Literal[tuple(PIPELINES)] = Field(description="Which pipeline.")  # type: ignore[valid-type]
     params: Anything = Field({}, description="The pipeline's params; `daskyard pipelines NAME` lists them.")
-    input: Annotated[
-        dict[str, Any],
-        BeforeValidator(_url_mapping),
-        WithJsonSchema({"x-kubernetes-preserve-unknown-fields": True}),
-    ] = Field(description="Where the data is: a URL, or a mapping with url, test_url and format.")
+    input: Annotated[str | dict[str, Any], WithJsonSchema({"x-kubernetes-preserve-unknown-fields": True})] = Field(
+        description="Where the data is: a URL, or a mapping with url, test_url and format."
+    )
     output: str = Field(min_length=1, description="The URL under which the run's folder is made.")
     run_id: str | None = Field(None, pattern=RUN_ID, description="Name of the run's folder; by default the job's.")
     tune: Anything | None = Field(None, description="A search over params before the run.")

@@ -71,16 +71,16 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             function(**arguments)
         except (typer.Exit, BrokenPipeError):
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             _error("interrupted")
-            raise typer.Exit(outcome.INTERRUPTED) from None
+            raise typer.Exit(outcome.exit_code(error)) from None
         except DaskyardError as error:
             _show(error, str(error), arguments.get("debug", False))
-            raise typer.Exit(error.exit_code) from None
+            raise typer.Exit(outcome.exit_code(error)) from None
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             _show(error, f"{text}; run again with --debug to see where", arguments.get("debug", False))
-            raise typer.Exit(DaskyardError.exit_code) from None
+            raise typer.Exit(outcome.exit_code(error)) from None
 
     return wrapper
 

@@ -51,9 +51,15 @@ def told_in(file: Path | None) -> Iterator[Tell]:
 
 def failure(error: BaseException) -> dict[str, Any]:
     """Return what is told of an error."""
-    code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", DaskyardError.exit_code)
     message = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
-    return {"outcome": "failed", "error": type(error).__name__, "exit_code": code, "message": message}
+    return {"outcome": "failed", "error": type(error).__name__, "exit_code": exit_code(error), "message": message}
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of an error's class; what is no error of ours is a defect."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return error.exit_code if isinstance(error, DaskyardError) else DaskyardError.exit_code
 
 
 def encoded(document: dict[str, Any]) -> bytes:

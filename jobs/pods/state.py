@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 from distributed import Scheduler
 from distributed.http.utils import RequestHandler
-from distributed.scheduler import TaskState
 
 PATH = "/daskyard/state"
 # So many tasks of a worker, or of a queue, are looked at.
@@ -41,22 +39,17 @@ class State:
         scheduler = self._scheduler
         n_tasks: defaultdict[Needs, float] = defaultdict(float)
         seconds: defaultdict[Needs, float] = defaultdict(float)
-        queues = [(scheduler.queued, len(scheduler.queued)), (scheduler.unrunnable, len(scheduler.unrunnable))]
-        for tasks, n in [*queues, *((ws.processing, len(ws.processing)) for ws in scheduler.workers.values())]:
-            self._count(tasks, n, n_tasks, seconds)
+        processing = [worker.processing for worker in scheduler.workers.values()]
+        for tasks in (scheduler.queued, scheduler.unrunnable, *processing):
+            weight = max(len(tasks) / _N_LOOKED_AT, 1.0)
+            for task in islice(tasks, _N_LOOKED_AT):
+                needs = frozenset((task.resource_restrictions or {}).items())
+                n_tasks[needs] += weight
+                seconds[needs] += weight * scheduler._get_prefix_duration(task.prefix)
         return [
             {"needs": dict(sorted(needs)), "n_tasks": round(n), "seconds": float(seconds[needs])}
             for needs, n in sorted(n_tasks.items(), key=lambda item: sorted(item[0]))
         ]
-
-    def _count(
-        self, tasks: Iterable[TaskState], n: int, n_tasks: defaultdict[Needs, float], seconds: defaultdict[Needs, float]
-    ) -> None:
-        weight = n / min(n, _N_LOOKED_AT) if n else 0.0
-        for task in islice(tasks, _N_LOOKED_AT):
-            needs = frozenset((task.resource_restrictions or {}).items())
-            n_tasks[needs] += weight
-            seconds[needs] += weight * self._scheduler._get_prefix_duration(task.prefix)
 
     def _workers(self) -> list[dict[str, Any]]:
         now, workers = time.monotonic(), self._scheduler.workers

@@ -83,8 +83,6 @@ class Group:
         Who they are.
     member
         Which of them this process is.
-    own
-        This process's store; None where it is alone.
     timeout_s
         Longest wait for the others, when meeting and in each sum.
     is_over
@@ -98,7 +96,6 @@ class Group:
         self,
         form: Form,
         member: str,
-        own: Store | None,
         timeout_s: float,
         is_over: Callable[[], bool],
         is_followed: Callable[[], bool],
@@ -111,10 +108,10 @@ class Group:
         self._timeout_s, self._is_over, self._is_followed = timeout_s, is_over, is_followed
         self._changed = threading.Event()
         self._group: Any = None
-        if self.world_size == 1 or own is None:
+        if self.world_size == 1:
             return
         try:
-            self._store, self._group = self._while_not_over(lambda: self._joined(form, own.host))
+            self._store, self._group = self._unless_followed(lambda: self._joined(form))
         except RuntimeError as error:  # torch raises its DistError, a RuntimeError, on time-outs and refusals
             if isinstance(error, CollectiveError):
                 raise
@@ -148,7 +145,7 @@ class Group:
             raise CollectiveError(f"generation {self.generation}: {what} in {self._timeout_s:.0f} s")
         time.sleep(_MEETING_POLL_S)
 
-    def _while_not_over(self, join: Callable[[], T]) -> T:
+    def _unless_followed(self, join: Callable[[], T]) -> T:
         """Return what `join` does; torch alone would wait for seconds for a member that has died meanwhile."""
         joined: Future[T] = Future()
 
@@ -165,10 +162,10 @@ class Group:
             wait([joined], _MEETING_POLL_S)
         return joined.result()
 
-    def _joined(self, form: Form, host: str) -> tuple[Any, Any]:
+    def _joined(self, form: Form) -> tuple[Any, Any]:
         """Return the store of this generation and its process group, once all members are in it."""
         store = PrefixStore(f"generation-{form.generation}", self._met(form))
-        return store, self._connected(store, host)
+        return store, self._connected(store, form.peers[self.rank].host)
 
     def _connected(self, store: Any, host: str) -> Any:
         if self.backend == "nccl":
@@ -263,7 +260,7 @@ class Group:
             if self._is_over():
                 raise self._over()
             if not self._changed.wait(max(deadline - time.monotonic(), 0)):
-                raise CollectiveError(f"rank {self.rank}: the others did not answer in {self._timeout_s:.0f} s")
+                raise self._late()
             self._changed.clear()
 
     def _until_gpu_ended(self) -> None:
@@ -274,11 +271,14 @@ class Group:
             if self._is_over():
                 raise self._over()
             if time.monotonic() > deadline:
-                raise CollectiveError(f"rank {self.rank}: the others did not answer in {self._timeout_s:.0f} s")
+                raise self._late()
             time.sleep(_GPU_POLL_S)
 
     def _over(self) -> CollectiveError:
         return CollectiveError(f"generation {self.generation} is over: it lost a member")
+
+    def _late(self) -> CollectiveError:
+        return CollectiveError(f"rank {self.rank}: the others did not answer in {self._timeout_s:.0f} s")
 
     def look_again(self) -> None:
         """Wake whoever waits, since `is_over` may have changed; any thread may call."""

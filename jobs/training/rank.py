@@ -123,8 +123,7 @@ class Rank:
         group, is_broken, self.is_first = None, False, form.members[0] == self.member
         self.control.doing("wait")
         try:
-            control = self.control
-            group = Group(form, self.member, self.store, self.plan.timeout_s, control.is_over, control.is_followed)
+            group = Group(form, self.member, self.plan.timeout_s, self.control.is_over, self.control.is_followed)
             self.control.on_news(group.look_again)
             self._catch_up(group)
             self.control.tell("formed", generation=form.generation, position=self.progress.position, at=time.time())

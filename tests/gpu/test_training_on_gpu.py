@@ -23,11 +23,10 @@ from benchmarks.faults import pids_of, ranks
 from jobs.training.convnet import ImageData
 from jobs.training.trainer import Trainer, TrainResult
 from tests.gpu import eager_model
-from tests.integration.counted import Counts, Numbers, absolute_error, counting_loss, optimiser
+from tests.integration import counted
+from tests.integration.counted import Counts, N, Numbers, assert_each_was_counted_once
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
-
-N, BATCH, EPOCHS = 960, 96, 3
 
 
 class OnGpu(Counts):
@@ -39,21 +38,7 @@ class OnGpu(Counts):
         return super().forward(numbers)
 
 
-TRAINER = Trainer(
-    model_fn=partial(OnGpu, N),
-    loss_fn=counting_loss,
-    optimiser_fn=optimiser,
-    data=Numbers(N),
-    epochs=EPOCHS,
-    batch_size=BATCH,
-    micro_batch_size=16,
-    seed=3,
-    validation=Numbers(200),
-    metric_fn=absolute_error,
-    timeout_s=60,
-    start_timeout_s=120,
-    hardware="gpu",
-)
+TRAINER = replace(counted.TRAINER, model_fn=partial(OnGpu, N), hardware="gpu")
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +59,7 @@ def of_one(client: Client) -> TrainResult:
 
 
 def assert_same(result: TrainResult, expected: TrainResult) -> None:
-    counts = result.state_dict["counts"] * BATCH
-    torch.testing.assert_close(counts, torch.full((N,), float(EPOCHS)), rtol=1e-4, atol=0)
+    assert_each_was_counted_once(result, rtol=1e-4)
     for ours, theirs in zip(result.history, expected.history, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
         assert ours.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-4)

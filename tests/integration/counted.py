@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from jobs.training.trainer import Trainer, TrainResult
+
+N, BATCH, EPOCHS = 960, 96, 3
 
 
 class Counts(nn.Module):
@@ -60,3 +65,25 @@ class Numbers:
             time.sleep(self.delay_s)
         numbers = torch.from_numpy(indices)
         return numbers, torch.cos(numbers * 0.05)
+
+
+TRAINER = Trainer(
+    model_fn=partial(Counts, N),
+    loss_fn=counting_loss,
+    optimiser_fn=optimiser,
+    data=Numbers(N),
+    epochs=EPOCHS,
+    batch_size=BATCH,
+    micro_batch_size=16,
+    seed=3,
+    validation=Numbers(200),
+    metric_fn=absolute_error,
+    timeout_s=60,
+    start_timeout_s=120,
+)
+
+
+def assert_each_was_counted_once(result: TrainResult, rtol: float) -> None:
+    """Once an epoch, that is."""
+    counts = result.state_dict["counts"] * BATCH
+    torch.testing.assert_close(counts, torch.full((N,), float(EPOCHS)), rtol=rtol, atol=0)
