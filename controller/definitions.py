@@ -15,8 +15,10 @@ import yaml
 from controller.resources import (
     GROUP,
     GROUP_NAME_MAX,
+    JOB_AND_GROUP_MAX,
     LABEL,
     NAME_MAX,
+    OPERATORS_GROUP,
     VERSION,
     MLJobSpec,
     MLJobStatus,
@@ -117,6 +119,10 @@ def mljob() -> dict[str, Any]:
             "rule": f"self.all(name, name.matches('{LABEL}'))",
             "message": f"names of groups are lower case letters, digits and -, {GROUP_NAME_MAX} at most",
         },
+        {
+            "rule": f"self.all(name, name != '{OPERATORS_GROUP}')",
+            "message": f"{OPERATORS_GROUP} is the operator's own group; take another name, such as cpu",
+        },
     ]
     spec[_RULES] = [
         {"rule": f"self.{key} == oldSelf.{key}", "message": f"{key} cannot change; make another MLJob"}
@@ -139,7 +145,13 @@ def mljob() -> dict[str, Any]:
             {
                 "rule": f"self.metadata.name.size() <= {NAME_MAX}",
                 "message": f"metadata.name must have at most {NAME_MAX} characters",
-            }
+            },
+            {
+                "rule": "self.spec.workers.all(group, "
+                f"self.metadata.name.size() + group.size() <= {JOB_AND_GROUP_MAX})",
+                "message": f"metadata.name and the name of a worker group must have at most {JOB_AND_GROUP_MAX} "
+                "characters together",
+            },
         ],
     )
 

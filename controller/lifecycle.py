@@ -39,6 +39,9 @@ class Wanted:
     """Why the spec can never run: what the pipeline's models or the runtime say against it."""
 
 
+Role = Literal["scheduler", "worker", "runner"]
+
+
 @dataclass(frozen=True)
 class Pod:
     """A pod of an attempt that is not well.
@@ -48,7 +51,7 @@ class Pod:
     """
 
     name: str
-    role: Literal["scheduler", "worker", "runner"]
+    role: Role
     waits_for: str = ""
     message: str = ""
     since: float = 0.0
@@ -57,24 +60,35 @@ class Pod:
 
 @dataclass(frozen=True)
 class Runner:
-    """The runner's Job. `exit_code` is None while it runs, and where its pod went without one."""
+    """The runner's Job, or the one that saves logs.
+
+    `exit_code` is None while it runs, and where its pod went without one; `error` is the class of the error that it
+    told of, `last_line` its message.
+    """
 
     is_over: bool = False
     exit_code: int | None = None
     is_disrupted: bool = False
+    error: str = ""
     last_line: str = ""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt, as the status keeps it. `reason` is empty while it lasts."""
+    """One attempt, as the status keeps it.
+
+    `ready` is when its scheduler and fewest workers were there, `reason` is empty while it lasts, `logs` what became of
+    its logs: empty until that is known.
+    """
 
     number: int
     start: float
+    ready: float | None = None
     end: float | None = None
     reason: str = ""
     message: str = ""
     memory: float = 1.0
+    logs: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,16 +105,20 @@ class Observed:
         Of the status, by number.
     has_runtime
         Whether the MLRuntime that it names exists.
-    has_job_file, has_cluster, runner
-        What exists of the last attempt.
+    has_job_file, has_cluster, has_workers, runner
+        What exists of the last attempt; a cluster has no worker groups at first.
+    has_remains
+        Whether there is anything of a cluster of this job, of whichever attempt.
+    is_input_ready
+        Whether the runner's preflight has found input and output in order.
     is_scheduler_ready, n_workers
         Of its cluster.
     troubles
         Its pods that are not well.
     manifest
         The committed manifest's metrics; None where there is no manifest.
-    storage_problem
-        Why that could not be found out; empty where it could.
+    has_log_files, log_job
+        Whether the last attempt's logs have been collected, and the Job that takes them to storage.
     finished
         The phase it ended in, and when; None before.
     """
@@ -112,16 +130,31 @@ class Observed:
     has_runtime: bool = True
     has_job_file: bool = False
     has_cluster: bool = False
+    has_workers: bool = False
+    has_remains: bool = False
     runner: Runner | None = None
+    is_input_ready: bool = False
     is_scheduler_ready: bool = False
     n_workers: int = 0
     troubles: Sequence[Pod] = ()
     manifest: Mapping[str, Any] | None = None
-    storage_problem: str = ""
+    has_log_files: bool = False
+    log_job: Runner | None = None
     finished: tuple[Phase, float] | None = None
 
 
-Action = Literal["make job file", "make cluster", "make runner", "remove runner", "remove cluster", "remove job"]
+Action = Literal[
+    "make job file",
+    "make cluster",
+    "make runner",
+    "make workers",
+    "collect logs",
+    "make log job",
+    "remove runner",
+    "remove cluster",
+    "remove logs",
+    "remove job",
+]
 
 
 @dataclass(frozen=True)
@@ -159,6 +192,23 @@ class _End:
 
 # Ends that the job is not to blame for.
 DISRUPTIONS = frozenset({"Preempted", "Suspended"})
+# What an error that the runner told of is called, where its class says more than its exit code.
+_REASONS = {
+    "InputError": "WrongInput",
+    "StorageDeniedError": "StorageDenied",
+    "StorageMissingError": "StorageMissing",
+    "StorageError": "StorageUnreachable",
+    "PoisonTaskError": "PoisonTask",
+}
+_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
+# Why a pod waits, and what an attempt is said to wait for.
+_WAITS = {
+    **dict.fromkeys(_IMAGE, "ImagePull"),
+    "CreateContainerConfigError": "WrongRuntime",
+    "Unschedulable": "Unschedulable",
+    "QuotaExceeded": "QuotaExceeded",
+}
+SAVED = "Saved"
 
 
 def follow(seen: Observed) -> Plan:
@@ -168,7 +218,7 @@ def follow(seen: Observed) -> Plan:
         return plan
     clocks = [plan.again_s] if plan.again_s is not None else []
     if seen.wanted.active_deadline_s is not None:
-        clocks.append(seen.start + seen.wanted.active_deadline_s - seen.now)
+        clocks.append(max(seen.start + seen.wanted.active_deadline_s - seen.now, 0.0))
     if seen.troubles:
         clocks.append(TROUBLE_S)
     return replace(plan, again_s=min(clocks) if clocks else None)
@@ -217,20 +267,20 @@ def _is_used_up(wanted: Wanted, attempts: Sequence[Attempt]) -> bool:
 
 def _end_of(seen: Observed, current: Attempt) -> _End | None:
     """Return how the attempt ended, if it did."""
-    runner = seen.runner
-    if runner is not None and runner.is_over:
-        return _end_of_runner(seen, runner)
+    if seen.runner is not None and seen.runner.is_over:
+        return _end_of_runner(seen, seen.runner)
     for pod in seen.troubles:
-        if pod.waits_for in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName") and (
-            pod.since >= IMAGE_GRACE_S or pod.waits_for == "InvalidImageName"
-        ):
-            return _End("ImagePull", f"{pod.name}: {pod.message or pod.waits_for}", is_final=True)
-        if pod.waits_for == "CreateContainerConfigError" and pod.since >= IMAGE_GRACE_S:
-            return _End("WrongRuntime", f"{pod.name}: {pod.message}", is_final=True)
-    is_running = seen.is_scheduler_ready and seen.n_workers >= seen.wanted.min_workers
-    if runner is None and not is_running and seen.now - current.start >= seen.wanted.pending_deadline_s:
+        reason = _WAITS.get(pod.waits_for, "")
+        is_believed = pod.since >= IMAGE_GRACE_S or pod.waits_for == "InvalidImageName"
+        if reason in ("ImagePull", "WrongRuntime") and is_believed:
+            return _End(reason, f"{pod.name}: {pod.message or pod.waits_for}", is_final=True)
+    if current.ready is None and seen.now - current.start >= seen.wanted.pending_deadline_s and not _is_up(seen):
         return _end_of_waiting(seen)
     return None
+
+
+def _is_up(seen: Observed) -> bool:
+    return seen.is_input_ready and seen.is_scheduler_ready and seen.n_workers >= seen.wanted.min_workers
 
 
 def _end_of_waiting(seen: Observed) -> _End:
@@ -242,6 +292,8 @@ def _end_of_waiting(seen: Observed) -> _End:
             return _End("QuotaExceeded", f"{pod.name} was not let in {late}: {pod.message}", is_final=True)
     if not seen.has_runtime:
         return _End("RuntimeMissing", f"there was no such MLRuntime {late}", is_final=True)
+    if not seen.is_input_ready:
+        return _End("RunnerNotReady", f"the runner's preflight had not ended {late}")
     if not seen.is_scheduler_ready:
         return _End("SchedulerNotReady", f"the scheduler was not ready {late}")
     return _End("TooFewWorkers", f"{seen.n_workers} of {seen.wanted.min_workers} workers were there {late}")
@@ -256,50 +308,59 @@ def _end_of_runner(seen: Observed, runner: Runner) -> _End:
     if runner.is_disrupted:
         return _End("Preempted", "the runner's pod was taken away")
     if runner.exit_code == 0:
-        if seen.storage_problem:
-            return _End("StorageUnreachable", seen.storage_problem)
-        return _End("NoManifest", f"the runner ended well, but committed nothing; {said}")
+        return _End("NoManifest", f"the runner ended well, but told of no commit; {said}")
     if runner.exit_code == 2:
-        return _End("WrongSpec", said, is_final=True)
+        return _End(_REASONS.get(runner.error, "WrongSpec"), said, is_final=True)
     if runner.exit_code == 75:
-        return _End("Retriable" if seen.is_scheduler_ready else "SchedulerLost", said)
+        is_lost = runner.error == "WorkersLostError" and not seen.is_scheduler_ready
+        return _End("SchedulerLost" if is_lost else _REASONS.get(runner.error, "Retriable"), said)
     if runner.exit_code is None:
         return _End("RunnerLost", "the runner's pod went without an exit code")
-    return _End("CodeError", said, is_final=True)
+    return _End(_REASONS.get(runner.error, "CodeError"), said, is_final=True)
 
 
 def _proceed(seen: Observed, current: Attempt) -> Plan:
     """Go on with an attempt: what of it is missing is made, in this order."""
     attempts, again = seen.attempts, max(current.start + seen.wanted.pending_deadline_s - seen.now, 1.0)
+
+    def waiting(reason: str, message: str = "") -> Plan:
+        why = next((_WAITS[pod.waits_for] for pod in seen.troubles if pod.waits_for in _WAITS), reason)
+        return Plan("Pending", why, "; ".join(filter(None, [message, _told(seen)])), attempts, again_s=again)
+
     if not seen.has_runtime:
-        return Plan("Pending", "RuntimeMissing", "there is no such MLRuntime", attempts, again_s=again)
+        return waiting("RuntimeMissing", "there is no such MLRuntime")
     if not seen.has_job_file:
         return Plan("Pending", "Starting", "", attempts, "make job file")
+    # The cluster before the runner, which would take a scheduler of somebody else by that name for its own.
     if not seen.has_cluster:
         return Plan("Pending", "Starting", "", attempts, "make cluster")
-    if seen.runner is not None:
-        return Plan("Running", "Running", seen.storage_problem, attempts)
+    if seen.runner is None:
+        return Plan("Pending", "Starting", "", attempts, "make runner")
+    if not seen.is_input_ready and current.ready is None:
+        return waiting("Preflight", "the runner looks whether input and output are in order")
+    if not seen.has_workers:
+        return Plan("Pending", "Starting", "", attempts, "make workers")
+    if current.ready is not None:
+        return Plan("Running", "Running", _told(seen), attempts)
     if not seen.is_scheduler_ready:
-        return Plan("Pending", "SchedulerNotReady", _told(seen), attempts, again_s=again)
-    if seen.n_workers < seen.wanted.min_workers:
-        n = f"{seen.n_workers} of {seen.wanted.min_workers} workers are there"
-        return Plan("Pending", "TooFewWorkers", "; ".join(filter(None, [n, _told(seen)])), attempts, again_s=again)
-    return Plan("Running", "Running", "", attempts, "make runner")
+        return waiting("SchedulerNotReady")
+    if not _is_up(seen):
+        return waiting("TooFewWorkers", f"{seen.n_workers} of {seen.wanted.min_workers} workers are there")
+    return Plan("Running", "Running", "", [*attempts[:-1], replace(current, ready=seen.now)])
 
 
 def _told(seen: Observed) -> str:
-    return "; ".join(f"{p.name}: {p.waits_for}{f' ({p.message})' if p.message else ''}" for p in seen.troubles[:3])
+    waiting = [pod for pod in seen.troubles if pod.waits_for]
+    return "; ".join(f"{p.name}: {p.waits_for}{f' ({p.message})' if p.message else ''}" for p in waiting[:3])
 
 
 def _next_attempt(seen: Observed) -> Plan:
     attempts = list(seen.attempts)
     last = attempts[-1] if attempts else None
     if last is not None:
-        left = _removal(seen)
+        left = _removal(seen, last, keeps_runner=False)
         if left is not None:
-            return Plan("Pending", last.reason, last.message, attempts, left)
-        if seen.storage_problem:  # it may be committed: nothing is begun that could be done already
-            return Plan("Pending", "StorageUnreachable", seen.storage_problem, attempts, again_s=BACKOFF_S)
+            return replace(left, phase="Pending", reason=last.reason, message=last.message)
         assert last.end is not None
         wait = last.end + pause_s(attempts) - seen.now
         if wait > 0:
@@ -311,9 +372,14 @@ def _next_attempt(seen: Observed) -> Plan:
 
 def _suspended(seen: Observed) -> Plan:
     attempts = list(seen.attempts)
-    if attempts and attempts[-1].end is None:
+    plan = Plan("Suspended", "Suspended", "spec.suspend is true", attempts)
+    if not attempts:
+        return plan
+    if attempts[-1].end is None:
         attempts[-1] = replace(attempts[-1], end=seen.now, reason="Suspended")
-    return Plan("Suspended", "Suspended", "spec.suspend is true", attempts, _removal(seen))
+        return replace(plan, again_s=0.0)
+    left = _removal(seen, attempts[-1], keeps_runner=False)
+    return plan if left is None else replace(left, phase="Suspended", reason="Suspended", message=plan.message)
 
 
 def _ended(seen: Observed, phase: Phase, reason: str, message: str) -> Plan:
@@ -325,15 +391,45 @@ def _ended(seen: Observed, phase: Phase, reason: str, message: str) -> Plan:
 
 def _after_the_end(seen: Observed, phase: Phase, at: float) -> Plan:
     """Take away what is left, and at last the MLJob itself where it has a time to live."""
-    left = _removal(seen)
-    if left is not None or seen.wanted.ttl_s is None:
-        return Plan(phase, "", "", seen.attempts, left)
+    plan = Plan(phase, "", "", seen.attempts)
+    if seen.attempts:
+        # Its log can be read as long as the MLJob is there, as that of any Job.
+        left = _removal(seen, seen.attempts[-1], keeps_runner=seen.runner is not None and seen.runner.is_over)
+        if left is not None:
+            return replace(left, phase=phase)
+    if seen.wanted.ttl_s is None:
+        return plan
     rest = at + seen.wanted.ttl_s - seen.now
-    return Plan(phase, "", "", seen.attempts, "remove job" if rest <= 0 else None, rest if rest > 0 else None)
+    return replace(plan, action="remove job") if rest <= 0 else replace(plan, again_s=rest)
 
 
-def _removal(seen: Observed) -> Action | None:
-    """Return what is to go next: the runner first, since it would only find its cluster gone."""
-    if seen.runner is not None:
-        return "remove runner"
-    return "remove cluster" if seen.has_cluster else None
+def _removal(seen: Observed, last: Attempt, *, keeps_runner: bool) -> Plan | None:
+    """Return how to go on with taking away what is left of the last attempt, or None: nothing is left.
+
+    Logs are collected while there are pods to ask. The runner goes before its cluster: it would only find that gone.
+    """
+
+    def step(action: Action | None, attempts: Sequence[Attempt] = seen.attempts) -> Plan:
+        return Plan("Pending", "", "", attempts, action, again_s=None if action else 0.0)
+
+    def with_logs(outcome: str) -> Plan:
+        return step(None, [*seen.attempts[:-1], replace(last, logs=outcome)])
+
+    is_collecting = not last.logs
+    has_pods = seen.runner is not None or seen.has_remains
+    if is_collecting and not seen.has_log_files:
+        return step("collect logs") if has_pods and seen.has_runtime else with_logs("there are none")
+    if is_collecting and seen.log_job is None:
+        return step("make log job") if seen.has_runtime else with_logs("not saved: the MLRuntime is gone")
+    if seen.runner is not None and not keeps_runner:
+        return step("remove runner")
+    if seen.has_remains:
+        return step("remove cluster")
+    if is_collecting and seen.log_job is not None:
+        if not seen.log_job.is_over:
+            return Plan("Pending", "", "", seen.attempts)
+        is_saved = seen.log_job.exit_code == 0
+        return with_logs(SAVED if is_saved else f"not saved: {seen.log_job.last_line or 'the Job did not end well'}")
+    if seen.has_log_files or seen.log_job is not None:
+        return step("remove logs")
+    return None

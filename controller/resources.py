@@ -18,8 +18,11 @@ from jobs.spec.job import PIPELINES, RUN_ID, JobSpec, parse
 GROUP, VERSION = "daskyard.dev", "v1alpha1"
 # <job>-<attempt>-scheduler is the name of a Service, of 63 characters at most; attempts have up to three digits.
 NAME_MAX = 49
-# <job>-<attempt>-<group> is the name of a worker group, and what the operator makes of it adds a suffix.
+# <job>-<attempt>-<group> is the name of a worker group, and a label of its pods, of 63 characters at most.
 GROUP_NAME_MAX = 20
+JOB_AND_GROUP_MAX = 58
+# The operator makes a group of this name itself.
+OPERATORS_GROUP = "default"
 MAX_WORKERS = 1000
 MAX_GROUPS = 8
 _DAYS = 24 * 3600
@@ -45,7 +48,9 @@ class Resource(BaseModel):
 class WorkerGroup(Resource):
     """How many workers of a hardware class a job takes; they come and go with its tasks."""
 
-    hardware: Label = Field("cpu", description="A hardware class of the runtime.")
+    hardware: Label | None = Field(
+        None, description="A hardware class of the runtime; by default the one that is called as the group is."
+    )
     min: int = Field(1, ge=0, le=MAX_WORKERS, description="Fewest workers.")
     max: int = Field(2, ge=1, le=MAX_WORKERS, description="Most workers.")
 
@@ -56,6 +61,8 @@ def _ordered(groups: dict[str, WorkerGroup]) -> dict[str, WorkerGroup]:
             raise ValueError(
                 f"{name}: no name for a group; take lower case letters, digits and -, {GROUP_NAME_MAX} at most"
             )
+        if name == OPERATORS_GROUP:
+            raise ValueError(f"{name}: the operator has a group of that name; take another, such as cpu")
         if group.min > group.max:
             raise ValueError(f"{name}: min {group.min} is above max {group.max}; lower min or raise max")
     if not any(group.min for group in groups.values()):
@@ -76,7 +83,7 @@ class MLJobSpec(Resource):
     tune: Anything | None = Field(None, description="A search over params before the run.")
     runtime: Label = Field("default", description="An MLRuntime of this namespace.")
     workers: Annotated[dict[str, WorkerGroup], AfterValidator(_ordered)] = Field(
-        {"default": WorkerGroup()}, min_length=1, max_length=MAX_GROUPS, description="Worker groups by name."
+        {"cpu": WorkerGroup()}, min_length=1, max_length=MAX_GROUPS, description="Worker groups by name."
     )
     backoff_limit: int = Field(3, ge=0, le=20, description="Further attempts after errors that are worth one.")
     active_deadline_seconds: int | None = Field(
@@ -92,6 +99,14 @@ class MLJobSpec(Resource):
         None, ge=0, le=365 * _DAYS, description="The MLJob is deleted so long after its end; what it wrote stays."
     )
     suspend: bool = Field(False, description="Makes no pods, and takes away those that there are, while it is true.")
+
+    def hardware(self, group: str) -> str:
+        """Return the hardware class of a group."""
+        return self.workers[group].hardware or group
+
+    def run_url(self, name: str) -> str:
+        """Return the URL of the run's folder, of the MLJob of this name."""
+        return f"{self.output.rstrip('/')}/{self.run_id or name}"
 
     def job_spec(self, name: str) -> JobSpec:
         """Return the job file that the runner gets, of the MLJob of this name.
@@ -131,9 +146,12 @@ class AttemptStatus(Resource):
 
     number: int
     start_time: Time
+    ready_time: Time | None = Field(None, description="When its scheduler and fewest workers were there.")
     end_time: Time | None = None
     reason: str | None = Field(None, description="Why it ended.")
     message: str | None = None
+    memory_factor: float = Field(1.0, description="On the memory that the runtime gives workers and runner.")
+    logs: str | None = Field(None, description="Saved: they lie under logs/ in the run's folder; else why not.")
 
 
 class MLJobStatus(Resource):

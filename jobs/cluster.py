@@ -5,18 +5,27 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dask
-from dask.utils import parse_bytes
+from dask.utils import parse_bytes, parse_timedelta
 from distributed import Client, LocalCluster
+from distributed.comm.addressing import get_address_host_port, parse_address
 from distributed.system import MEMORY_LIMIT
 
 from jobs.errors import DaskyardError, SpecError, WorkersLostError
 
 SCHEDULER_TIMEOUT_S = 60
 WORKERS_TIMEOUT_S = 300
+# Settings of Dask, of which DASK_DASKYARD__START_TIMEOUT and DASK_DASKYARD__MIN_WORKERS are the variables.
+START_TIMEOUT = "daskyard.start-timeout"
+MIN_WORKERS = "daskyard.min-workers"
+_TRY_EVERY_S = 0.25
+# A try that gets no answer ends after it: by then the name may lead elsewhere.
+_LONGEST_TRY_S = 5.0
 # A worker that has imported what a job needs, and nothing else, takes about half of it.
 LEAST_MEMORY = 384 << 20
 _LOCAL = {
@@ -43,7 +52,7 @@ def _memory_settings(limit: int) -> dict[str, int]:
 
 @contextmanager
 def connected(n_workers: int | None = None, memory: str | None = None) -> Iterator[Client]:
-    """Yield a client of a cluster that has at least one worker.
+    """Yield a client of a cluster that has at least one worker, or as many as `MIN_WORKERS` says.
 
     Parameters
     ----------
@@ -56,7 +65,8 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
     Raises
     ------
     SpecError
-        When `n_workers` or `memory` is given although a running cluster is named, or `memory` is no size.
+        When `n_workers` or `memory` is given although a running cluster is named, or `memory` is no size,
+        or `START_TIMEOUT` or `MIN_WORKERS` no number.
     WorkersLostError
         When the scheduler or its workers cannot be reached in time.
     """
@@ -112,20 +122,68 @@ def _bytes(memory: str) -> int:
 
 @contextmanager
 def _client(address: str) -> Iterator[Client]:
-    try:
-        client = Client(address, timeout=SCHEDULER_TIMEOUT_S)
-    except (OSError, ValueError) as error:
-        raise WorkersLostError(
-            f"{address}: no scheduler answers within {SCHEDULER_TIMEOUT_S} s; start it or mend DASK_SCHEDULER_ADDRESS"
-        ) from error
+    timeout_s, n_workers = _start_timeout_s(), _min_workers()
+    start = time.monotonic()
+    client = _reached(address, SCHEDULER_TIMEOUT_S if timeout_s is None else timeout_s)
+    left_s = WORKERS_TIMEOUT_S if timeout_s is None else max(timeout_s - (time.monotonic() - start), _TRY_EVERY_S)
     with client, _scheduler_held(client, address):
         try:
-            client.wait_for_workers(1, timeout=WORKERS_TIMEOUT_S)
+            client.wait_for_workers(n_workers, timeout=left_s)
         except TimeoutError as error:
+            missing = "no worker" if n_workers == 1 else f"fewer than {n_workers} workers"
+            waited_s = WORKERS_TIMEOUT_S if timeout_s is None else timeout_s
             raise WorkersLostError(
-                f"{address}: no worker within {WORKERS_TIMEOUT_S} s; start workers, then run the job again"
+                f"{address}: {missing} within {waited_s:g} s; start workers, then run the job again"
             ) from error
         yield client
+
+
+def _reached(address: str, timeout_s: float) -> Client:
+    """Return a client of a scheduler that may be started later than the job, and get its name later than that."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        _wait_until_it_listens(address, deadline)
+        return Client(address, timeout=max(min(deadline - time.monotonic(), SCHEDULER_TIMEOUT_S), _TRY_EVERY_S))
+    except (OSError, ValueError) as error:
+        raise WorkersLostError(
+            f"{address}: no scheduler answers within {timeout_s:g} s; start it or mend DASK_SCHEDULER_ADDRESS"
+        ) from error
+
+
+def _wait_until_it_listens(address: str, deadline: float) -> None:
+    """Try to connect every moment: Dask's own pauses double, and end up as long as it has waited."""
+    if parse_address(address)[0] not in ("tcp", "tls"):
+        return
+    place = get_address_host_port(address)
+    while True:
+        try:
+            left_s = max(deadline - time.monotonic(), _TRY_EVERY_S)
+            socket.create_connection(place, timeout=min(left_s, _LONGEST_TRY_S)).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_TRY_EVERY_S)
+
+
+def _start_timeout_s() -> float | None:
+    value = dask.config.get(START_TIMEOUT, None)
+    if value is None:
+        return None
+    try:
+        seconds = float(parse_timedelta(value, default="seconds"))
+    except (TypeError, ValueError, KeyError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise SpecError(f"{START_TIMEOUT}: {value!r} is no number of seconds above 0; write for example 600")
+    return seconds
+
+
+def _min_workers() -> int:
+    value = dask.config.get(MIN_WORKERS, 1)
+    if not isinstance(value, int) or value < 1:
+        raise SpecError(f"{MIN_WORKERS}: {value!r} is no whole number of 1 or more; write for example 2")
+    return value
 
 
 @contextmanager

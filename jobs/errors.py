@@ -55,6 +55,10 @@ class WorkersLostError(DaskyardError):
     exit_code = 75
 
 
+class PoisonTaskError(WorkersLostError):
+    """A task took several workers down with it."""
+
+
 class StoppedError(DaskyardError):
     """Somebody told the job to stop, such as Kubernetes moving its pod: worth another try."""
 

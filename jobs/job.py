@@ -18,7 +18,7 @@ from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerErro
 
 from jobs import storage
 from jobs.artifacts import Attempt, InputRecord, StageRecord, put_table
-from jobs.errors import WorkersLostError
+from jobs.errors import PoisonTaskError, WorkersLostError
 from jobs.listener import Listener
 from jobs.report.sections import Section
 from jobs.spec import JobSpec
@@ -94,6 +94,10 @@ class Job:
     def progress(self, done: float, total: float, unit: str) -> None:
         """Tell how much of the current stage is done."""
         self._listener.progress(self._stage, done, total, unit)
+
+    def tell_metrics(self, metrics: Mapping[str, float | int | str]) -> None:
+        """Tell what was measured. For the runner."""
+        self._listener.metrics(metrics)
 
     def message(self, text: str) -> None:
         """Tell one line to the person who watches."""
@@ -177,7 +181,7 @@ class Job:
 def workers_lost(error: BaseException) -> WorkersLostError | None:
     """Return the WorkersLostError that an error of Dask amounts to, or None."""
     if isinstance(error, KilledWorker):
-        return WorkersLostError(
+        return PoisonTaskError(
             f"workers: {error.allowed_failures + 1} died while they ran {error.task}; "
             "give them more memory or look into their logs, then run the job again"
         )

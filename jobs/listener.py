@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class Listener:
     """Receives what happens in a run. Override what you need."""
@@ -14,6 +16,9 @@ class Listener:
 
     def progress(self, stage: str, done: float, total: float, unit: str) -> None:
         """Of `total` `unit` in `stage`, `done` are done."""
+
+    def metrics(self, values: Mapping[str, float | int | str]) -> None:
+        """Take note of what the run was measured to be."""
 
     def message(self, text: str) -> None:
         """Pass on one line for the person who watches."""

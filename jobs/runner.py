@@ -19,12 +19,10 @@ from distributed import Client, performance_report
 
 import jobs
 from jobs import storage
-from jobs.artifacts import Attempt, Manifest, TuningRecord, read_manifest
+from jobs.artifacts import Attempt, Manifest, TuningRecord
 from jobs.cluster import connected
 from jobs.errors import (
     DaskyardError,
-    OutputError,
-    SpecError,
     StoppedError,
     StorageError,
     StorageMissingError,
@@ -33,8 +31,10 @@ from jobs.errors import (
 from jobs.job import Evaluation, Job, Pipeline, workers_lost
 from jobs.listener import Listener
 from jobs.memory_watch import MemoryWatch
+from jobs.preflight import committed_of, of_this_spec, refuse_memory
 from jobs.report import html
-from jobs.spec import JobSpec, parse
+from jobs.spec import JobSpec
+from jobs.telling import Telling
 from jobs.tuning.report import tuning_sections
 from jobs.tuning.trials import remove_records, tuned
 
@@ -69,7 +69,7 @@ def run(
     n_workers, memory : int, str, optional
         Size of the local cluster; see `jobs.cluster.connected`.
     listener : Listener, optional
-        Who is told of stages and progress.
+        Who is told of stages and progress; the scheduler is told as well.
     client : distributed.Client, optional
         A client of a running cluster; it is left open.
 
@@ -80,9 +80,9 @@ def run(
     """
     listener = listener or Listener()
     if client is None:
-        _refuse_memory(spec)
+        refuse_memory(spec)
     run_url = storage.join(spec.output, spec.name)
-    committed = _committed(spec, run_url)
+    committed = committed_of(spec)
     if committed is not None:
         listener.message(f"{run_url}: committed before, nothing to do")
         return RunResult(run_url, committed, was_committed=True)
@@ -92,14 +92,14 @@ def run(
             if client is None:
                 client = stack.enter_context(connected(n_workers, memory))
                 listener.message(f"dashboard: {client.dashboard_link}")
-            manifest = _attempted(spec, client, attempt, listener)
+            manifest = _attempted(spec, client, attempt, Telling(listener, client))
         standing = attempt.commit(manifest)
         if spec.tune is not None:
             remove_records(run_url)
     except BaseException as error:
         _discard(attempt, error)
         # A racing run that won sweeps our files away under us: then its result is the result.
-        committed = _committed(spec, run_url) if isinstance(error, StorageMissingError) else None
+        committed = committed_of(spec) if isinstance(error, StorageMissingError) else None
         if committed is not None:
             return RunResult(run_url, committed, was_committed=True)
         lost = workers_lost(error)
@@ -107,17 +107,8 @@ def run(
             raise lost from error
         raise
     if standing.attempt != attempt.id:
-        standing = _of_this_spec(standing, spec, run_url)
+        standing = of_this_spec(standing, spec)
     return RunResult(run_url, standing, was_committed=standing.attempt != attempt.id)
-
-
-def _refuse_memory(spec: JobSpec) -> None:
-    """Workers that are processes of their own would read and write memory of their own."""
-    for key, url in (("input.url", spec.input.url), ("output", spec.output)):
-        if url.startswith("memory://"):
-            raise SpecError(
-                f"{key}: {url} is the memory of one process, which workers do not share; use s3:// or a path"
-            )
 
 
 def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listener) -> Manifest:
@@ -178,6 +169,7 @@ def _staged(pipeline: Pipeline, job: Job) -> Evaluation:
     prepared = _stage(job, "prepare", lambda: pipeline.prepare(job, loaded))
     model = _stage(job, "fit", lambda: pipeline.fit(job, prepared))
     evaluation: Evaluation = _stage(job, "evaluate", lambda: pipeline.evaluate(job, prepared, model))
+    job.tell_metrics(evaluation.metrics)
     _stage(job, "write", lambda: pipeline.write(job, prepared, model, evaluation))
     return evaluation
 
@@ -186,23 +178,6 @@ def _stage(job: Job, name: str, function: Callable[[], T]) -> T:
     n_before = len(job.stages) - STAGES.index(name)
     with job.stage(name, len(job.stages), len(STAGES) + n_before):
         return function()
-
-
-def _committed(spec: JobSpec, run_url: str) -> Manifest | None:
-    try:
-        return _of_this_spec(read_manifest(run_url), spec, run_url)
-    except StorageMissingError:
-        return None
-
-
-def _of_this_spec(manifest: Manifest, spec: JobSpec, run_url: str) -> Manifest:
-    try:
-        is_same = parse(manifest.spec).digest == spec.digest
-    except SpecError:
-        is_same = False
-    if not is_same:
-        raise OutputError(f"{run_url}: holds a run of another spec; choose another run_id or output")
-    return manifest
 
 
 def _discard(attempt: Attempt, error: BaseException) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -39,6 +40,10 @@ class Processes:
             )
         self._all.append(process)
         return process
+
+    def pause_scheduler(self) -> None:
+        assert self._scheduler is not None
+        self._scheduler.send_signal(signal.SIGSTOP)
 
     def kill_scheduler(self) -> None:
         assert self._scheduler is not None

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +18,11 @@ from rich.console import Console
 from rich.text import Text
 
 import jobs
-from jobs import artifacts, datasets, retries, spec
-from jobs.cli import outcome, tables
+from jobs import artifacts, datasets, logs, retries, spec
+from jobs import preflight as checks
+from jobs.cli import outcome, submit_api, submit_manifest, submit_status, tables
 from jobs.cli import params as model_params
+from jobs.cli import submit as submitting
 from jobs.cli.progress import watching
 from jobs.errors import DaskyardError, SpecError, StoppedError
 
@@ -49,6 +52,13 @@ Result = Annotated[
     typer.Option("--result", metavar="FILE", help="Write how it ended to FILE, as JSON of 4 KiB at most."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")]
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", metavar="NS", help="Of Kubernetes; by default the context's.")
+]
+Context = Annotated[
+    str | None, typer.Option("--context", metavar="CTX", help="Of the kubeconfig; by default the current one.")
+]
+Logs = Annotated[bool, typer.Option("--logs", help="Show what the job's runner writes as well.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Retries = Annotated[
     int,
@@ -146,7 +156,7 @@ def run(
                 return runner.run(job, n_workers=workers, memory=memory, listener=listener)
 
             result = retries.with_retries(attempt, n_retries, listener)
-        tell(result.run_url, result.was_committed, result.manifest)
+        tell(outcome.committed(result.run_url, result.was_committed, result.manifest))
     if as_json:
         document = {"run_url": result.run_url, "was_committed": result.was_committed}
         _print_json({**document, "manifest": result.manifest.model_dump(mode="json")})
@@ -163,6 +173,34 @@ def validate(file: File, sets: Sets = None, run_id: RunId = None, as_json: Json 
         _print_json(job.model_dump(mode="json"))
     else:
         tables.line(Console(), f"{file}: valid, {job.pipeline} from {job.input.url} to {job.output}/{job.name}")
+
+
+@app.command()
+@_command
+def preflight(
+    file: File,
+    sets: Sets = None,
+    run_id: RunId = None,
+    result_file: Result = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check a job file, and that its input can be read and its output written, before any worker is asked for."""
+    with outcome.told_in(result_file) as tell:
+        job = spec.load(file, sets or (), run_id)
+        found = checks.check(job)
+        tell(outcome.READY)
+    if as_json:
+        _print_json({**outcome.READY, **asdict(found)})
+        return
+    tables.line(Console(), f"{file}: valid, {job.pipeline} from {job.input.url} to {found.run_url}")
+    if found.was_committed:
+        tables.line(Console(), f"{found.run_url}: committed before, nothing to do")
+        return
+    for source in found.inputs:
+        files = "1 file" if source.n_files == 1 else f"{source.n_files:,} files"
+        tables.line(Console(), f"{source.url}: can be read, {files} of {source.size:,} bytes")
+    tables.line(Console(), f"{job.output}: can be written")
 
 
 @app.command()
@@ -208,6 +246,21 @@ def show(
     else:
         tables.run_summary(Console(), run_url, manifest)
         tables.run_details(Console(), manifest)
+
+
+@app.command("save-logs", hidden=True)
+@_command
+def save_logs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of this machine.")],
+    run_url: Annotated[str, typer.Argument(metavar="RUN_URL", help="URL of the run, committed or not.")],
+    debug: Debug = False,
+) -> None:
+    """Copy the files below a folder to a run's logs, of long ones the end."""
+    saved = logs.save(folder, run_url)
+    for url, size in saved.files:
+        tables.line(Console(), f"{url}  {size:,} bytes")
+    if saved.n_left_out:
+        tables.line(Console(stderr=True), f"{folder}: {saved.n_left_out:,} more files, changed before these, left out")
 
 
 @data.command("fetch")
@@ -262,6 +315,81 @@ def demo(
             _traceback(row.cause)
     tables.demo(Console(), outcome)
     raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+@_command
+def submit(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="An MLJob or a job file in YAML; - is standard input.")],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Of the MLJob; by default its own, or the file's.")
+    ] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    runtime: Annotated[str | None, typer.Option("--runtime", metavar="R", help="The MLRuntime to run on.")] = None,
+    workers: Annotated[
+        str | None, typer.Option("--workers", metavar="MIN-MAX", help="Fewest and most workers, e.g. 2-8.")
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", metavar="CLASS", help="Hardware class of the workers, e.g. gpu.")
+    ] = None,
+    sets: Sets = None,
+    is_detached: Annotated[bool, typer.Option("--detach", help="Do not follow it.")] = False,
+    has_logs: Logs = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a job on Kubernetes, as an MLJob, and follow it to its end; Ctrl-C leaves it running."""
+    made = submit_manifest.manifest(
+        file, sets=sets or (), name=name, runtime=runtime, workers=workers, hardware=hardware
+    )
+    cluster = submit_api.Cluster(context, namespace or made["metadata"].get("namespace"))
+    job, was_there = submitting.submitted(cluster, made)
+    told = "it exists with this spec" if was_there else "submitted"
+    if not is_detached:
+        _follow(cluster, job, has_logs, as_json, told)
+    elif as_json:
+        _print_json(_status_document(job))
+    else:
+        how = submitting.comeback(cluster, job["metadata"]["name"])
+        tables.line(Console(), f"{cluster.place(job['metadata']['name'])}: {told}; follow it: {how}")
+
+
+@app.command()
+@_command
+def follow(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the MLJob.")],
+    namespace: Namespace = None,
+    context: Context = None,
+    has_logs: Logs = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Follow a job on Kubernetes to its end; Ctrl-C leaves it running."""
+    cluster = submit_api.Cluster(context, namespace)
+    _follow(cluster, cluster.get(name), has_logs, as_json)
+
+
+def _follow(
+    cluster: submit_api.Cluster, job: dict[str, Any], has_logs: bool, as_json: bool, told: str = "following"
+) -> None:
+    try:
+        job = submitting.followed(cluster, job, has_logs=has_logs, told=told)
+    except submitting.LeftRunning as left:
+        tables.line(Console(stderr=True), str(left))
+        raise typer.Exit(outcome.INTERRUPTED) from None
+    error = submitting.error_of(cluster, job)
+    if as_json:
+        _print_json(_status_document(job))
+    if error is not None:
+        raise error
+    if not as_json:
+        submit_status.summary(Console(), job)
+
+
+def _status_document(job: dict[str, Any]) -> dict[str, Any]:
+    metadata = job["metadata"]
+    return {"namespace": metadata["namespace"], "name": metadata["name"], **job.get("status", {})}
 
 
 def _stop(number: int, frame: object) -> None:

@@ -1,6 +1,7 @@
-"""How a run ended, as a small JSON document in a file: for whoever started it, such as Kubernetes.
+"""How a run, or its preflight, ended, as a small JSON document in a file: for whoever started it, such as Kubernetes.
 
 {"outcome": "committed", "run_url": "s3://demo/runs/a", "was_committed": false, "metrics": {"r2": 0.61}}
+{"outcome": "ready"}
 {"outcome": "failed", "error": "StorageDeniedError", "exit_code": 2, "message": "s3://demo/…: access denied …"}
 """
 
@@ -20,12 +21,14 @@ MAX_BYTES = 4096
 _MESSAGE_CHARACTERS = 1000
 INTERRUPTED = 130
 
-Tell = Callable[[str, bool, Manifest], None]
+READY = {"outcome": "ready"}
+
+Tell = Callable[[dict[str, Any]], None]
 
 
 @contextmanager
 def told_in(file: Path | None) -> Iterator[Tell]:
-    """Give a function that takes note of a committed run; write that, or the error that leaves the block, to `file`.
+    """Give a function that takes note of how it ended; write that, or the error that leaves the block, to `file`.
 
     Raises
     ------
@@ -33,20 +36,27 @@ def told_in(file: Path | None) -> Iterator[Tell]:
         When nothing can be written there; before the block begins.
     """
     if file is None:
-        yield lambda run_url, was_committed, manifest: None
+        yield lambda document: None
         return
     document: dict[str, Any] = {}
 
-    def tell(run_url: str, was_committed: bool, manifest: Manifest) -> None:
-        document.update(outcome="committed", run_url=run_url, was_committed=was_committed, metrics=manifest.metrics)
-
     _write(file, {})
     try:
-        yield tell
+        yield document.update
     except BaseException as error:
         _write(file, failure(error))
         raise
     _write(file, document)
+
+
+def committed(run_url: str, was_committed: bool, manifest: Manifest) -> dict[str, Any]:
+    """Return what is told of a committed run."""
+    return {
+        "outcome": "committed",
+        "run_url": run_url,
+        "was_committed": was_committed,
+        "metrics": manifest.metrics,
+    }
 
 
 def failure(error: BaseException) -> dict[str, Any]:

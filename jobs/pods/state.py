@@ -1,8 +1,10 @@
-"""A preload of the scheduler that serves what an autoscaler needs to know, as JSON at /daskyard/state.
+"""A preload of the scheduler that serves what an autoscaler and a watcher need to know, as JSON at /daskyard/state.
 
     {"demands": [{"needs": {"GPU": 1.0}, "n_tasks": 12, "seconds": 340.5}],
-     "workers": [{"name": "bio-1-gpu-worker-x", "n_tasks": 1, "idle_s": 0.0, "offers": {"GPU": 1.0}, "n_threads": 4}]}
+     "workers": [{"name": "bio-1-gpu-worker-x", "n_tasks": 1, "idle_s": 0.0, "offers": {"GPU": 1.0}, "n_threads": 4}],
+     "progress": {"stage": "fit", "index": 2, "n_stages": 5, "percent": 42, "seconds_left": 31.0, "metrics": {}}}
 
+Progress is what a run told last, null where none has; percent and seconds left are null where they are not known.
 Demands are tasks that run, or could run if there were a worker, by the Dask resources that they need. An answer costs a
 bounded time: of many tasks, a part is looked at and counted for the rest.
 """
@@ -17,6 +19,8 @@ from typing import Any
 from distributed import Scheduler
 from distributed.http.utils import RequestHandler
 
+from jobs.telling import TOPIC
+
 PATH = "/daskyard/state"
 # So many tasks of a worker, or of a queue, are looked at.
 _N_LOOKED_AT = 1_000
@@ -25,15 +29,20 @@ Needs = frozenset[tuple[str, float]]
 
 
 class State:
-    """What an autoscaler asks of one scheduler."""
+    """What an autoscaler and a watcher ask of one scheduler."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._idle_since: dict[str, float] = {}
 
     def answer(self) -> dict[str, Any]:
-        """Return demands and workers."""
-        return {"demands": self._demands(), "workers": self._workers()}
+        """Return demands, workers and progress."""
+        return {"demands": self._demands(), "workers": self._workers(), "progress": self._progress()}
+
+    def _progress(self) -> Any:
+        """Return what was told last; Dask keeps so many events of a topic and no more."""
+        events = self._scheduler.get_events(TOPIC)
+        return events[-1][1] if events else None
 
     def _demands(self) -> list[dict[str, Any]]:
         scheduler = self._scheduler

@@ -157,7 +157,8 @@ def _cut_text(file: StoredFile, format: str, blocksize: int) -> list[Part]:
 
 def _header(url: str, format: str) -> tuple[str, ...]:
     with storage.open_input(url) as raw, _mapped(url), _unpacked(url, raw) as file:
-        line = file.readline(1 << 20).decode("utf-8-sig")
+        # Not readline(1 << 20): fsspec's files of S3 take no limit there.
+        line = file.read(1 << 20).split(b"\n", 1)[0].decode("utf-8-sig")
     names = next(csv.reader([line], delimiter=_SEPARATORS[format]), [])
     if not any(name.strip() for name in names):
         raise InputError(f"{url}: the first line names no columns; write a header line")

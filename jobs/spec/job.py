@@ -161,6 +161,24 @@ def load(source: str | Path, sets: Sequence[str] = (), run_id: str | None = None
     SpecError
         When it cannot be read, is no YAML mapping, or does not fit the model.
     """
+    content, place = read(source)
+    if not isinstance(content, dict):
+        raise SpecError(f"{place}: a job spec is a mapping with pipeline, input and output, not {_kind(content)}")
+    for item in sets:
+        override(content, item)
+    if run_id is not None:
+        content["run_id"] = run_id
+    return parse(content, place)
+
+
+def read(source: str | Path) -> tuple[Any, str]:
+    """Return what a YAML file holds, or standard input for ``-``, and what to call it in messages.
+
+    Raises
+    ------
+    SpecError
+        When it cannot be read, or is no YAML, or has a key twice.
+    """
     place = "standard input" if str(source) == "-" else str(source)
     try:
         text = sys.stdin.read() if str(source) == "-" else Path(source).read_text(encoding="utf-8")
@@ -169,20 +187,13 @@ def load(source: str | Path, sets: Sequence[str] = (), run_id: str | None = None
     except UnicodeDecodeError as error:
         raise SpecError(f"{place}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
+        return yaml.load(text, Loader=_UniqueKeyLoader), place
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise SpecError(
             f"{place}:{line} not valid YAML ({getattr(error, 'problem', error)}); mend the syntax"
         ) from error
-    if not isinstance(content, dict):
-        raise SpecError(f"{place}: a job spec is a mapping with pipeline, input and output, not {_kind(content)}")
-    for item in sets:
-        _override(content, item)
-    if run_id is not None:
-        content["run_id"] = run_id
-    return parse(content, place)
 
 
 def parse(content: Mapping[str, Any], place: str = "job spec") -> JobSpec:
@@ -252,7 +263,14 @@ _UniqueKeyLoader.add_implicit_resolver(
 )
 
 
-def _override(content: dict[str, Any], item: str) -> None:
+def override(content: dict[str, Any], item: str) -> None:
+    """Set a key of a spec in place, given as ``key.key=value``.
+
+    Raises
+    ------
+    SpecError
+        When it is not of that form, or a key before the last has a value of its own.
+    """
     path, equals, text = item.partition("=")
     if not equals or not all(path.split(".")):
         raise SpecError(f"--set {item}: not of the form key=value; write for example --set params.seed=1")

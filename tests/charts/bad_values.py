@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 JOB = "pipeline: kmeans\ninput: s3://demo/data/bio\noutput: s3://demo/runs\n"
-GOOD = {"job": {"job": JOB}, "cluster": {}, "platform": {}}
+GOOD = {"job": {"job": JOB}, "cluster": {}, "runtime": {}, "platform": {}}
 
 
 @dataclass(frozen=True)
@@ -261,6 +261,47 @@ OF_CLUSTERS_AND_JOBS = [
 ]
 
 
+OF_RUNTIMES = [
+    unknown("runtime", "workerGroups: {}", "workerGroups"),
+    unknown("runtime", "job: 'pipeline: kmeans'", "job"),
+    unknown("runtime", "autoscaling: {enabled: true}", "autoscaling"),
+    unknown("runtime", "hardware: {cpu: {replicas: 2}}", "hardware.cpu.replicas"),
+    unknown("runtime", "hardware: {GPU: {gpus: 1}}", "hardware.GPU"),
+    unknown("runtime", "hardware: {a23456789-123456789-1: {}}", "hardware.a23456789-123456789-1"),
+    unknown("runtime", "runner: {retries: 3}", "runner.retries"),
+    wrong_type("runtime", "hardware: [cpu, gpu]", "hardware", "object"),
+    wrong_type("runtime", "maxWorkers: many", "maxWorkers", "integer"),
+    too_small("runtime", "maxWorkers: 0", "maxWorkers", 1),
+    too_large("runtime", "maxWorkers: 5000", "maxWorkers", "1,?000"),
+    too_large("runtime", "hardware: {gpu: {gpus: 64}}", "hardware.gpu.gpus", 16),
+    no_match("runtime", "hardware: {cpu: {resources: {memory: 2GB}}}", "hardware.cpu.resources.memory"),
+    no_match("runtime", "scheduler: {resources: {cpu: 500 m}}", "scheduler.resources.cpu"),
+    Bad("runtime", "hardware: {cpu: null}", "hardware", "missing property 'cpu'"),
+    Bad(
+        "runtime",
+        "hardware: {a: {}, b: {}, c: {}, d: {}, e: {}, f: {}, g: {}, h: {}}",
+        "hardware",
+        "maxProperties: got 9, want 8",
+    ),
+    Bad("runtime", "hardware: {default: {}}", "hardware.default", "take another name"),
+    Bad("runtime", "hardware: {gpu: {daskResources: {GPU: 1}}}", "hardware.gpu.daskResources", "set .*gpus instead"),
+    Bad("runtime", "hardware: {cpu: {resources: {cpuRequest: '2'}}}", "hardware.cpu.resources.cpuRequest", "raise cpu"),
+    Bad("runtime", "hardware: {cpu: {env: {MEMORY_LIMIT: 1Gi}}}", "hardware.cpu.env.MEMORY_LIMIT", "take it out"),
+    Bad(
+        "runtime",
+        "runner: {env: {DASK_DASKYARD__START_TIMEOUT: '9'}}",
+        "runner.env.DASK_DASKYARD__START_TIMEOUT",
+        "take",
+    ),
+    Bad("runtime", "runner: {env: {DASK_SCHEDULER_ADDRESS: here}}", "runner.env.DASK_SCHEDULER_ADDRESS", "take it out"),
+    Bad("runtime", "storage: {credentialsSecret: daskyard-s3}", "networkPolicy.storage", "list where storage is"),
+    Bad("runtime", "podLabels: {dask.org/component: worker}", "podLabels", "take it out"),
+    Bad("runtime", "nameOverride: a23456789-123456789-1", "nameOverride", "take at most 20"),
+    Bad("runtime", "nameOverride: My_Runtime", "nameOverride", "take lowercase letters"),
+    Bad("runtime", "", "release name", "take lowercase letters", release="demo.v2"),
+]
+
+
 def team(text: str) -> str:
     """Values of a team's namespace."""
     return f"namespaces: {{vision: {{{text}}}}}"
@@ -270,6 +311,7 @@ OF_THE_PLATFORM = [
     unknown("platform", "replicaCount: 2", "replicaCount"),
     unknown("platform", "operator: {replicas: 2}", "operator.replicas"),
     unknown("platform", "operator: {resources: {limits: {}}}", "operator.resources.limits"),
+    unknown("platform", "controller: {watchNamespaces: [vision]}", "controller.watchNamespaces"),
     unknown("platform", "rbac: {create: false}", "rbac"),
     unknown("platform", "monitoring: {enable: true}", "monitoring.enable"),
     unknown("platform", team("quotas: {}"), "namespaces.vision.quotas"),
@@ -282,6 +324,8 @@ OF_THE_PLATFORM = [
     wrong_type(
         "platform", "operator: {workerAllocation: {batchSize: '10'}}", "operator.workerAllocation.batchSize", "integer"
     ),
+    wrong_type("platform", "controller: {enabled: 'no'}", "controller.enabled", "boolean"),
+    too_small("platform", "controller: {replicas: 0}", "controller.replicas", 1),
     wrong_type("platform", "crds: {install: 'no'}", "crds.install", "boolean"),
     wrong_type("platform", team("quota: {hard: {pods: 5}}"), "namespaces.vision.quota.hard.pods", "string"),
     wrong_type("platform", team("create: 'no'"), "namespaces.vision.create", "boolean"),
@@ -309,6 +353,9 @@ OF_THE_PLATFORM = [
     no_match("platform", "monitoring: {interval: soon}", "monitoring.interval"),
     none_of("platform", "image: {pullPolicy: Sometimes}", "image.pullPolicy", "Always"),
     none_of("platform", "operator: {logFormat: xml}", "operator.logFormat", "json"),
+    none_of("platform", "controller: {logFormat: full}", "controller.logFormat", "json"),
+    no_match("platform", "networkPolicy: {monitoringNamespace: Monitoring}", "networkPolicy.monitoringNamespace"),
+    Bad("platform", "controller: {resources: {memory: 64Mi}}", "controller.resources.memory", "take 256Mi or more"),
     none_of("platform", team("members: [{kind: Robot, name: r2}]"), "namespaces.vision.members.0.kind", "User"),
     Bad("platform", team("members: [{kind: User}]"), "namespaces.vision.members.0", "missing property 'name'"),
     Bad("platform", "networkPolicy: {apiServerCidrs: []}", "networkPolicy.apiServerCidrs", "minItems: got 0, want 1"),
@@ -340,4 +387,4 @@ OF_THE_PLATFORM = [
         "take it out",
     ),
 ]
-BAD = [*OF_CLUSTERS_AND_JOBS, *OF_THE_PLATFORM]
+BAD = [*OF_CLUSTERS_AND_JOBS, *OF_RUNTIMES, *OF_THE_PLATFORM]

@@ -1,8 +1,11 @@
-"""What the operator makes of custom resources.
+"""What operator and controller make of custom resources.
 
 Linters and Pod Security do not look into a DaskCluster; a bad pod template passes them all and then fails in silence.
 So the resources are expanded with the operator's own builders and with kopf's own `adopt` and `label`, in the order in
 which the operator's handlers call them. Of a group's workers, which differ in their names only, one is made.
+
+Nor do they look into an MLRuntime: the controller's own functions make an attempt of it, of a job that takes a group of
+each hardware class, and what comes of that is expanded like the rest.
 """
 
 from __future__ import annotations
@@ -15,27 +18,32 @@ import kopf
 from dask_kubernetes.operator.controller import controller as operator
 from render import Object, render
 
+from controller import objects as controller
+from controller.resources import MLJobSpec, MLRuntimeSpec
+
 DASK = "kubernetes.dask.org/v1"
+OURS = "daskyard.dev/v1alpha1"
 _SUFFIX = "0123456789"  # the operator draws ten hexadecimal digits for each worker
 
 
 @cache
 def expand(name: str) -> tuple[Object, ...]:
-    """Return what the operator makes of one of render.ALL."""
+    """Return what operator and controller make of one of render.ALL."""
     return tuple(expand_objects(render(name)))
 
 
 @cache
 def everything(name: str) -> tuple[Object, ...]:
-    """Return what is rendered and what the operator makes of it."""
+    """Return what is rendered and what is made of it."""
     return (*render(name), *expand(name))
 
 
 def expand_objects(objects: Iterable[Object]) -> list[Object]:
-    """Follow the operator's handlers of creation."""
-    made: list[Object] = []
+    """Follow the controller through an attempt, and the operator's handlers of creation."""
+    objects = list(objects)
+    made = [part for obj in objects if obj["kind"] == "MLRuntime" for part in _attempt(obj)]
     clusters: dict[str, Object] = {}
-    ours = [obj for obj in objects if obj["apiVersion"] == DASK]
+    ours = [obj for obj in (*objects, *made) if obj["apiVersion"] == DASK]
     for job in (obj for obj in ours if obj["kind"] == "DaskJob"):
         cluster, pod = _job(job)
         made += [cluster, pod]
@@ -48,6 +56,29 @@ def expand_objects(objects: Iterable[Object]) -> list[Object]:
     for group in (obj for obj in ours if obj["kind"] == "DaskWorkerGroup"):
         made.append(_worker(group, clusters[group["spec"]["cluster"]]))
     return [json.loads(json.dumps(obj)) for obj in made]  # the builders share parts between objects
+
+
+def _attempt(runtime: Object) -> list[Object]:
+    content = {
+        "pipeline": "kmeans",
+        "input": "s3://demo/data/bio",
+        "output": "s3://demo/runs",
+        "params": {"n_clusters": 8},
+        "runtime": runtime["metadata"]["name"],
+        "workers": {name: {} for name in runtime["spec"]["hardware"]},
+    }
+    spec, template = MLJobSpec.model_validate(content), MLRuntimeSpec.model_validate(runtime["spec"])
+    whose = controller.Of("demo", runtime["metadata"]["namespace"], "00000000-0000-0000-0000-000000000001", 1)
+    assert not controller.problems(spec, template)
+    return [
+        *controller.network_policies(whose, template),
+        controller.job_file(whose, spec),
+        controller.runner(whose, spec, template),
+        controller.cluster(whose, spec, template),
+        *controller.worker_groups(whose, spec, template),
+        controller.log_files(whose, {"runner.log": ""}),
+        controller.log_job(whose, spec, template),
+    ]
 
 
 def _job(job: Object) -> tuple[Object, Object]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-CHARTS = ("platform", "cluster", "job")
+CHARTS = ("platform", "runtime", "cluster", "job")
 EXAMPLES = sorted(ROOT.glob("examples/kind/*.yaml"))
 
 Object = dict[str, Any]
@@ -46,6 +46,8 @@ CASES = {
     "platform with everything": Case(
         "platform", "daskyard", "daskyard-system", (*_with(_EVERYTHING.format("platform")), _MONITORING)
     ),
+    "runtime on kind": Case("runtime", "default", "daskyard", _with("operator_config/kind-runtime.yaml")),
+    "runtime with everything": Case("runtime", "default", "daskyard", _with(_EVERYTHING.format("runtime"))),
     "cluster on kind": Case("cluster", "shared", "daskyard", _with("operator_config/kind-jobs.yaml")),
     "cluster with GPUs": Case(
         "cluster", "shared", "daskyard", _with("operator_config/kind-jobs.yaml", "operator_config/gpu.yaml")

@@ -16,7 +16,7 @@ INSTALLED_BY = "platform on kind"
 
 
 def problems_of(obj: Object) -> list[str]:
-    """Return what is wrong with a custom resource of the operator, each with its place."""
+    """Return what is wrong with a custom resource, each with its place."""
     body = {key: value for key, value in obj.items() if key not in ("apiVersion", "kind", "metadata")}
     errors = _validator(obj["apiVersion"], obj["kind"]).iter_errors(body)
     return sorted(f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in errors)

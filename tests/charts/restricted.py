@@ -40,8 +40,8 @@ _VOLUMES = {
 }
 _SELINUX_TYPES = {"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
 _PROFILES = ("RuntimeDefault", "Localhost")
-# These two talk to the Kubernetes API; nothing else of ours does.
-_HOLDS_A_TOKEN = {"daskyard-operator", "daskyard-release-finalizers"}
+# These talk to the Kubernetes API; nothing else of ours does.
+_HOLDS_A_TOKEN = {"daskyard-operator", "daskyard-controller", "daskyard-release-finalizers"}
 
 
 def _contexts(pod: Pod) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -134,18 +134,28 @@ def test_strangers_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_the_operator_reaches_schedulers_only(name: str) -> None:
-    operators = [pod for pod in pods("platform on kind") if pod.kind == "Deployment"]
-    assert operators
-    for operator in operators:
-        assert operator.namespace == "daskyard-system"
+def test_operator_and_controller_reach_schedulers_only(name: str) -> None:
+    reach = {"daskyard-operator": {SCHEDULER, DASHBOARD}, "daskyard-controller": {DASHBOARD}}
+    platform = [pod for pod in pods("platform on kind") if pod.kind == "Deployment"]
+    assert {pod.component for pod in platform} == set(reach)
+    for ours in platform:
+        assert ours.namespace == "daskyard-system"
         for pod in pods(name):
             objects = (*everything(name), *everything("platform on kind"))
-            open_ports = {port for port in PORTS if connects(operator, pod, port, objects)}
-            assert open_ports == ({SCHEDULER, DASHBOARD} if pod.component == "scheduler" else set()), pod
+            open_ports = {port for port in PORTS if connects(ours, pod, port, objects)}
+            assert open_ports == (reach[ours.component] if pod.component == "scheduler" else set()), pod
 
 
-@pytest.mark.parametrize("name", ["cluster with everything", "job with everything"])
+def test_prometheus_reads_the_controllers_metrics_where_it_is_named() -> None:
+    prometheus = End("monitoring", (("app.kubernetes.io/name", "prometheus"),))
+    for pod in pods("platform with everything"):
+        open_ports = {
+            port for port in (*PORTS, 8080) if allows(pod, "Ingress", prometheus, port, everything(pod.where))
+        }
+        assert open_ports == ({8080} if pod.component == "daskyard-controller" else set()), pod
+
+
+@pytest.mark.parametrize("name", ["cluster with everything", "job with everything", "runtime with everything"])
 def test_prometheus_reads_metrics_where_it_is_named(name: str) -> None:
     prometheus = End("monitoring", (("app.kubernetes.io/name", "prometheus"),))
     expected = {"scheduler": {DASHBOARD}, "worker": {WORKER_DASHBOARD}, "job-runner": set()}

@@ -198,7 +198,8 @@ def test_every_rule_is_listed_here() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_case_has_the_pods_that_it_should(name: str) -> None:
     expected = {
-        "platform": {"daskyard-operator", "daskyard-release-finalizers"},
+        "platform": {"daskyard-operator", "daskyard-controller", "daskyard-release-finalizers"},
+        "runtime": {"scheduler", "worker", "job-runner"},
         "cluster": {"scheduler", "worker"},
         "job": {"scheduler", "worker", "job-runner"},
     }

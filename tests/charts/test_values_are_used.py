@@ -23,6 +23,7 @@ OTHER = {
     ("networkPolicy", "operatorNamespace"): "elsewhere",
     ("namespaceDefaults", "denyByDefault"): False,
     ("crds", "install"): False,
+    ("controller", "enabled"): False,
     ("image", "pullPolicy"): "Never",
     ("workerGroups", "default", "replicas"): 3,
 }
@@ -81,8 +82,8 @@ def title(value: object) -> str | None:
 
 
 def path_in_everything(chart: str, path: Keys) -> Keys | None:
-    """Return where a value is set when everything is; what one group may have, any group may have."""
-    groups = everything(chart)["workerGroups"] if path[0] == "workerGroups" else []
+    """Return where a value is set when everything is; what one group or class may have, any may have."""
+    groups = everything(chart)[path[0]] if path[0] in ("workerGroups", "hardware") else []
     for candidate in (path, *((path[0], group, *path[2:]) for group in groups)):
         if candidate[-1] in node_at(everything(chart), candidate[:-1]):
             return candidate

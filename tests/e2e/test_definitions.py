@@ -22,7 +22,7 @@ spec:
   input: s3://demo/data/bio
   output: s3://demo/runs
   workers:
-    default: {min: 1, max: 4}
+    cpu: {min: 1, max: 4}
 """
 
 
@@ -48,7 +48,7 @@ def test_a_job_of_eleven_lines_is_taken_and_gets_its_defaults() -> None:
     assert "created" in created({}, is_dry=False)
     try:
         spec = kube.get("mljob", "defined")["spec"]
-        assert spec["workers"] == {"default": {"hardware": "cpu", "min": 1, "max": 4}}
+        assert spec["workers"] == {"cpu": {"min": 1, "max": 4}}
         assert (spec["backoffLimit"], spec["runtime"], spec["suspend"]) == (3, "default", False)
         patched = kube.kubectl(
             "patch", "mljob", "defined", "--type=merge", "--patch", '{"spec": {"pipeline": "recommender"}}', check=False
@@ -64,9 +64,11 @@ def test_a_job_of_eleven_lines_is_taken_and_gets_its_defaults() -> None:
     [
         ({"pipeline": "kmean"}, "spec.pipeline"),
         ({"output": ""}, "spec.output"),
-        ({"workers": {"default": {"min": 3, "max": 2}}}, "min must not be above max"),
-        ({"workers": {"default": {"min": 0}}}, "a group must have a min above 0"),
+        ({"workers": {"cpu": {"min": 3, "max": 2}}}, "min must not be above max"),
+        ({"workers": {"cpu": {"min": 0}}}, "a group must have a min above 0"),
         ({"workers": {"Big": {}}}, "names of groups are lower case letters"),
+        ({"workers": {"default": {}}}, "default is the operator's own group"),
+        ({"name": 48 * "a", "workers": {"cpu-and-more": {}}}, "must have at most 58 characters together"),
         ({"workers": {}}, "spec.workers"),
         ({"backoffLimit": 21}, "spec.backoffLimit"),
         ({"image": "mine"}, 'unknown field "spec.image"'),

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+import types
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, Event, Scheduler, SpecCluster, Worker
+from distributed import Client, Event, LocalCluster, Scheduler, SpecCluster, Worker
 
 from controller.scaling import Decision, Demand, Group, Limits, decide
 from controller.scaling import Worker as ScaledWorker
+from jobs import runner
+from jobs.job import Evaluation, Job
+from jobs.listener import Listener
 from jobs.pods import state
+from jobs.spec import Params, parse
+from jobs.spec import job as spec_job
 
 
 @pytest.fixture
@@ -116,3 +124,68 @@ def test_what_is_told_is_what_scaling_decides_by(cluster: SpecCluster) -> None:
     ]
     demands = [Demand(demand["needs"], demand["n_tasks"], 60.0) for demand in told["demands"]]
     assert decide(groups, demands, 0.0) == [Decision("cpu", 1), Decision("gpu", 4)]
+
+
+def test_where_nothing_was_told_progress_is_null(cluster: SpecCluster) -> None:
+    assert asked(cluster)["progress"] is None
+
+
+class Asking(Listener):
+    """Asks for the state at each call until it says what the run has told just before."""
+
+    def __init__(self, ask: Callable[[Callable[[Any], bool]], Any]) -> None:
+        self.told: list[dict[str, Any]] = []
+        self._ask = ask
+        self._before: dict[str, Any] = {}
+
+    def stage_started(self, name: str, index: int, n_stages: int) -> None:
+        if self._before:
+            expected = {**self._before, "percent": 100, "seconds_left": 0.0}
+            self.told.append(self._ask(lambda told: told.items() >= expected.items()))
+        self._before = {"stage": name, "index": index, "n_stages": n_stages}
+
+
+def test_a_run_tells_its_stages_its_progress_and_at_last_its_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def fit(job: Job, prepared: Any) -> None:
+        for done in range(1, 4):
+            time.sleep(1.1)
+            job.progress(done, 10, "steps")
+            seen.append(ask(lambda told, done=done: told["percent"] == 10 * done))
+
+    module: Any = types.ModuleType("jobs.pipelines.slow")
+    module.load = module.prepare = lambda job, *before: None
+    module.fit = fit
+    module.evaluate = lambda job, *before: Evaluation("r2", {"r2": 0.5}, [])
+    module.write = lambda job, *before: None
+    monkeypatch.setitem(spec_job.PIPELINES, "slow", Params)
+    monkeypatch.setitem(sys.modules, "jobs.pipelines.slow", module)
+    spec = parse({"pipeline": "slow", "input": "none", "output": str(tmp_path / "runs")})
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        state.dask_setup(cluster.scheduler)
+
+        def ask(holds: Callable[[Any], bool]) -> dict[str, Any]:
+            told = until(cluster, lambda told: told["progress"] is not None and holds(told["progress"]))
+            progress: dict[str, Any] = told["progress"]
+            return progress
+
+        listener = Asking(ask)
+        with Client(cluster) as client:
+            runner.run(spec, client=client, listener=listener)
+            last = ask(lambda told: told["stage"] == "write" and told["percent"] == 100)
+    assert [each["stage"] for each in listener.told] == list(runner.STAGES[:-1])
+    assert [each["metrics"] for each in listener.told] == [{}] * 4
+    assert all((each["stage"], each["index"], each["n_stages"], each["metrics"]) == ("fit", 2, 5, {}) for each in seen)
+    assert seen[0]["seconds_left"] is None
+    assert seen[2]["seconds_left"] == pytest.approx(7 * 1.1, rel=0.2)
+    assert last == {
+        "stage": "write",
+        "index": 4,
+        "n_stages": 5,
+        "percent": 100,
+        "seconds_left": 0.0,
+        "metrics": {"r2": 0.5},
+    }

@@ -48,7 +48,7 @@ SPEC = MLJobSpec.model_validate(
         "params": {"n_clusters": 8},
         "input": "s3://demo/data/bio",
         "output": "s3://demo/runs",
-        "workers": {"default": {"min": 1, "max": 4}, "fast": {"hardware": "gpu", "min": 0, "max": 2}},
+        "workers": {"cpu": {"min": 1, "max": 4}, "fast": {"hardware": "gpu", "min": 0, "max": 2}},
     }
 )
 
@@ -59,7 +59,9 @@ def made(of: Of = OF, spec: MLJobSpec = SPEC, memory: float = 1.0) -> list[dict[
         *objects.network_policies(of, RUNTIME),
         objects.cluster(of, spec, RUNTIME, memory),
         *objects.worker_groups(of, spec, RUNTIME, memory),
-        objects.runner(of, RUNTIME, memory),
+        objects.runner(of, spec, RUNTIME, memory),
+        objects.log_files(of, {"attempt-2.bio-2-runner.log": "…"}),
+        objects.log_job(of, spec, RUNTIME),
     ]
 
 
@@ -77,6 +79,7 @@ def test_all_are_owned_by_the_job_and_bear_its_name_and_attempt() -> None:
         ]
         assert metadata["name"].startswith("bio-2")
         assert metadata["labels"]["daskyard.dev/attempt"] == "2"
+        assert metadata["labels"]["daskyard.dev/job-uid"] == "uid-1"
 
 
 def test_objects_of_two_attempts_share_no_name() -> None:
@@ -107,19 +110,21 @@ def test_the_cluster_has_its_name_in_selectors_and_environment_and_no_worker_of_
 
 
 def test_each_group_is_of_its_hardware_and_begins_with_its_fewest_workers() -> None:
-    default, fast = objects.worker_groups(OF, SPEC, RUNTIME)
-    assert [g["metadata"]["name"] for g in (default, fast)] == ["bio-2-default", "bio-2-fast"]
-    assert [g["spec"]["worker"]["replicas"] for g in (default, fast)] == [1, 0]
-    assert default["spec"]["worker"]["metadata"]["labels"]["team"] == "a"
-    memory = [g["spec"]["worker"]["spec"]["containers"][0]["resources"]["limits"]["memory"] for g in (default, fast)]
+    cpu, fast = objects.worker_groups(OF, SPEC, RUNTIME)
+    assert [g["metadata"]["name"] for g in (cpu, fast)] == ["bio-2-cpu", "bio-2-fast"]
+    assert [g["spec"]["worker"]["replicas"] for g in (cpu, fast)] == [1, 0]
+    assert cpu["spec"]["worker"]["metadata"]["labels"]["team"] == "a"
+    memory = [g["spec"]["worker"]["spec"]["containers"][0]["resources"]["limits"]["memory"] for g in (cpu, fast)]
     assert memory == ["2Gi", "16Gi"]
 
 
 def test_the_runner_reads_the_job_file_of_its_attempt_and_finds_its_scheduler() -> None:
-    runner, file = objects.runner(OF, RUNTIME), objects.job_file(OF, SPEC)
+    runner, file = objects.runner(OF, SPEC, RUNTIME), objects.job_file(OF, SPEC)
     spec = runner["spec"]["template"]["spec"]
-    [container] = spec["containers"]
-    assert container["args"] == ["daskyard", "run", "/etc/daskyard/job.yaml"]
+    [container], [first] = spec["containers"], spec["initContainers"]
+    assert container["args"] == ["daskyard", "run", "/etc/daskyard/job.yaml", "--result", "/dev/termination-log"]
+    assert first["args"] == ["daskyard", "preflight", "/etc/daskyard/job.yaml", "--result", "/dev/termination-log"]
+    assert first["volumeMounts"] == container["volumeMounts"]
     assert {"name": "DASK_SCHEDULER_ADDRESS", "value": "tcp://bio-2-scheduler:8786"} in container["env"]
     assert {"name": "job", "configMap": {"name": file["metadata"]["name"], "defaultMode": 0o444}} in spec["volumes"]
     read = job_spec.parse(yaml.safe_load(file["data"]["job.yaml"]))
@@ -131,7 +136,9 @@ def test_memory_grows_in_workers_and_runner_after_it_ran_out() -> None:
     group = objects.worker_groups(OF, SPEC, RUNTIME, 1.5)[0]
     resources = group["spec"]["worker"]["spec"]["containers"][0]["resources"]
     assert (resources["limits"]["memory"], resources["requests"]["memory"]) == ("3072Mi", "3072Mi")
-    assert objects.runner(OF, RUNTIME, 1.5)["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] == {
+    assert objects.runner(OF, SPEC, RUNTIME, 1.5)["spec"]["template"]["spec"]["containers"][0]["resources"][
+        "limits"
+    ] == {
         "memory": "1536Mi",
         "cpu": "1",
     }
@@ -155,6 +162,6 @@ def test_a_runtime_that_cannot_serve_the_job_says_what_it_could() -> None:
     assert objects.problems(spec(a={"hardware": "tpu"}), RUNTIME) == (
         "spec.workers.a.hardware: the runtime default has no 'tpu'; known: cpu, gpu"
     )
-    assert objects.problems(spec(a={"max": 10}, b={"max": 3}), RUNTIME) == (
+    assert objects.problems(spec(cpu={"max": 10}, gpu={"max": 3}), RUNTIME) == (
         "spec.workers: 13 at most, the runtime default allows 12; lower a max"
     )

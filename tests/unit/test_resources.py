@@ -20,7 +20,7 @@ JOB = {
     "params": {"n_clusters": 8},
     "input": "s3://demo/data/bio",
     "output": "s3://demo/runs",
-    "workers": {"default": {"min": 1, "max": 4}},
+    "workers": {"cpu": {"min": 1, "max": 4}},
 }
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.yaml"))
 
@@ -44,9 +44,10 @@ def test_the_run_is_named_as_the_job_unless_it_says_otherwise() -> None:
         ({"output": ""}, "output"),
         ({"runId": "Not_a_label"}, "runId"),
         ({"workers": {}}, "workers"),
-        ({"workers": {"default": {"min": 3, "max": 2}}}, "default: min 3 is above max 2; lower min or raise max"),
-        ({"workers": {"default": {"min": 0, "max": 2}}}, "no group has a min above 0"),
+        ({"workers": {"cpu": {"min": 3, "max": 2}}}, "cpu: min 3 is above max 2; lower min or raise max"),
+        ({"workers": {"cpu": {"min": 0, "max": 2}}}, "no group has a min above 0"),
         ({"workers": {"Big": {}}}, "Big: no name for a group"),
+        ({"workers": {"default": {}}}, "default: the operator has a group of that name"),
         ({"workers": {f"g{n}": {} for n in range(9)}}, "workers"),
         ({"backoffLimit": -1}, "backoffLimit"),
         ({"pendingDeadlineSeconds": 1}, "pendingDeadlineSeconds"),

@@ -47,6 +47,15 @@ def test_every_row_of_a_text_file_is_read_once(
     check(rows(tmp_path / name, ["id", "x", "name"], blocksize=blocksize))
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.parquet"])
+def test_files_of_s3_are_read_as_those_of_a_disk(name: str, s3: str) -> None:
+    if name.endswith(".parquet"):
+        FRAME.to_parquet(f"{s3}/{name}", index=False)
+    else:
+        FRAME.to_csv(f"{s3}/{name}", index=False)
+    check(rows(f"{s3}/{name}", ["id", "x", "name"]))
+
+
 def test_a_file_without_a_last_line_end_or_with_windows_line_ends_is_read_whole(tmp_path: Path) -> None:
     text = FRAME.to_csv(index=False)
     (tmp_path / "a.csv").write_text(text.rstrip("\n"))

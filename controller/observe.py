@@ -1,0 +1,410 @@
+"""From objects as the API server has them to what `lifecycle.follow` looks at, and its plan back to a status.
+
+Pure functions; times in objects are RFC 3339, ours are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from controller.api import Object
+from controller.lifecycle import Attempt, Observed, Plan, Pod, Role, Runner, Wanted
+from controller.objects import ATTEMPT_LABEL, ROLE_LABEL, Of, problems
+from controller.resources import (
+    AttemptStatus,
+    Condition,
+    MLJobSpec,
+    MLJobStatus,
+    MLRuntimeSpec,
+)
+from jobs.errors import SpecError
+
+# Conditions of an MLJob.
+COMPLETE, FAILED, INPUT_READY, CLUSTER_READY, LOGS_SAVED = (
+    "Complete",
+    "Failed",
+    "InputReady",
+    "ClusterReady",
+    "LogsSaved",
+)
+SCHEDULER_REACHED = "SchedulerReached"
+MESSAGE_MAX = 1024
+_ROLES: dict[str, Role] = {"scheduler": "scheduler", "worker": "worker", "runner": "runner"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of a job, all attempts; objects that are on their way out count as there."""
+
+    job: Object
+    runtime: MLRuntimeSpec | None = None
+    config_maps: Sequence[Object] = ()
+    clusters: Sequence[Object] = ()
+    groups: Sequence[Object] = ()
+    jobs: Sequence[Object] = ()
+    pods: Sequence[Object] = ()
+    deployments: Sequence[Object] = ()
+    problem: str = ""
+    """Why the runtime that there is cannot be read."""
+
+
+def seconds(time: str | None) -> float | None:
+    """Return seconds since the epoch of a time of Kubernetes."""
+    return None if time is None else datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp()
+
+
+def time_of(at: float | None) -> str | None:
+    """Return a time as Kubernetes writes it, to the microsecond: attempts and deadlines are counted from it."""
+    return None if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def spec_of(job: Object) -> MLJobSpec:
+    """Return an MLJob's spec.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        When the API server took what the model refuses.
+    """
+    return MLJobSpec.model_validate(job["spec"])
+
+
+def status_of(job: Object) -> MLJobStatus:
+    """Return what was said of a job last."""
+    return MLJobStatus.model_validate(job.get("status") or {})
+
+
+def of(job: Object, attempt: int) -> Of:
+    """Return whose objects those of an attempt are."""
+    metadata = job["metadata"]
+    return Of(metadata["name"], metadata["namespace"], metadata["uid"], attempt)
+
+
+def attempts_of(status: MLJobStatus) -> list[Attempt]:
+    """Return the attempts of a status."""
+    return [
+        Attempt(
+            number=attempt.number,
+            start=seconds(attempt.start_time) or 0.0,
+            ready=seconds(attempt.ready_time),
+            end=seconds(attempt.end_time),
+            reason=attempt.reason or "",
+            message=attempt.message or "",
+            memory=attempt.memory_factor,
+            logs=attempt.logs or "",
+        )
+        for attempt in status.attempts
+    ]
+
+
+def observed(found: Found, spec: MLJobSpec, now: float) -> Observed:
+    """Return what is to be looked at."""
+    job, status = found.job, status_of(found.job)
+    attempts = attempts_of(status)
+    created = seconds(job["metadata"]["creationTimestamp"]) or now
+    seen = Observed(
+        wanted=_wanted(found, spec),
+        now=now,
+        start=seconds(status.start_time) or created,
+        attempts=attempts,
+        has_runtime=found.runtime is not None,
+        has_remains=bool(found.clusters or found.groups),
+        finished=_finished(status),
+    )
+    if not attempts:
+        return seen
+    whose = of(job, attempts[-1].number)
+    pods = [pod for pod in found.pods if pod["metadata"]["labels"].get(ATTEMPT_LABEL) == str(whose.attempt)]
+    runner_pods = _in_role(pods, "runner")
+    runner = runner_of(_named(found.jobs, whose.cluster), runner_pods)
+    groups = {f"{whose.cluster}-{name}" for name in spec.workers}
+    return replace(
+        seen,
+        has_job_file=_named(found.config_maps, whose.cluster) is not None,
+        has_cluster=_named(found.clusters, whose.cluster) is not None,
+        has_workers=groups <= set(map(_name, found.groups)),
+        runner=runner,
+        is_input_ready=any(map(_has_passed_preflight, runner_pods)),
+        is_scheduler_ready=any(map(is_ready, _in_role(pods, "scheduler"))),
+        n_workers=sum(map(is_ready, _in_role(pods, "worker"))),
+        troubles=[*_troubles(pods, now), *_not_let_in(found.deployments, whose.attempt)],
+        manifest=_committed(runner_pods) if runner is not None and runner.is_over else None,
+        has_log_files=_named(found.config_maps, whose.logs) is not None,
+        log_job=runner_of(_named(found.jobs, whose.logs), _in_role(pods, "logs")),
+    )
+
+
+def _wanted(found: Found, spec: MLJobSpec) -> Wanted:
+    return Wanted(
+        backoff_limit=spec.backoff_limit,
+        active_deadline_s=spec.active_deadline_seconds,
+        pending_deadline_s=spec.pending_deadline_seconds,
+        ttl_s=spec.ttl_seconds_after_finished,
+        is_suspended=spec.suspend,
+        min_workers=sum(group.min for group in spec.workers.values()),
+        problem=problem_of(found, spec),
+    )
+
+
+def problem_of(found: Found, spec: MLJobSpec) -> str:
+    """Return why the job can never run, or nothing: by the pipeline's models, or by the runtime."""
+    try:
+        spec.job_spec(_name(found.job))
+    except SpecError as error:
+        return str(error)
+    if found.problem:
+        return found.problem
+    return problems(spec, found.runtime) if found.runtime is not None else ""
+
+
+def _finished(status: MLJobStatus) -> tuple[Any, float] | None:
+    at = seconds(status.completion_time)
+    return None if at is None else (status.phase, at)
+
+
+def runner_of(job: Object | None, pods: Sequence[Object]) -> Runner | None:
+    """Return how a Job of one pod stands; None where there is no such Job, or it is on its way out."""
+    if job is None or "deletionTimestamp" in job["metadata"]:
+        return None
+    over = {c["type"]: c for c in job.get("status", {}).get("conditions", []) if c["status"] == "True"}
+    if not over.keys() & {"Complete", "Failed"}:
+        return Runner()
+    is_disrupted = over.get("Failed", {}).get("reason") == "PodFailurePolicy" or any(map(_is_disrupted, pods))
+    # That its preflight ended well says nothing of how the pod did.
+    ends = [end for pod in pods for end in _ends(pod)]
+    main = [end for pod in pods for end in _terminated(pod, "containerStatuses")]
+    failed = next((end for end in ends if end["exitCode"] != 0), main[-1] if main else None)
+    if failed is None:
+        said = over.get("Failed", {}).get("message", "")
+        return Runner(is_over=True, is_disrupted=is_disrupted, last_line=said)
+    told = result_of(failed)
+    code = failed["exitCode"]
+    return Runner(
+        is_over=True,
+        # What was killed had no say: it is as if the pod had gone.
+        exit_code=None if code in (137, 143) and failed.get("reason") != "OOMKilled" else code,
+        is_disrupted=is_disrupted,
+        error=str(told.get("error", "")),
+        last_line=str(told.get("message", "")) or _last_line(failed),
+    )
+
+
+def result_of(terminated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a container of ours told as its last word."""
+    try:
+        told = json.loads(terminated.get("message") or "{}")
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _last_line(terminated: Mapping[str, Any]) -> str:
+    lines = str(terminated.get("message") or "").strip().splitlines()
+    return lines[-1].strip() if lines else str(terminated.get("reason", ""))
+
+
+def _committed(pods: Iterable[Object]) -> dict[str, Any] | None:
+    for pod in pods:
+        for end in _ends(pod):
+            told = result_of(end)
+            if end["exitCode"] == 0 and told.get("outcome") == "committed":
+                return dict(told.get("metrics", {}))
+    return None
+
+
+_CONTAINERS = ("initContainerStatuses", "containerStatuses")
+
+
+def _statuses(pod: Object) -> list[Object]:
+    return [status for key in _CONTAINERS for status in pod.get("status", {}).get(key, [])]
+
+
+def _terminated(pod: Object, key: str) -> list[Object]:
+    statuses = pod.get("status", {}).get(key, [])
+    return [s["state"]["terminated"] for s in statuses if "terminated" in s.get("state", {})]
+
+
+def _ends(pod: Object) -> list[Object]:
+    """Return how the pod's containers ended, those that start up first."""
+    return [end for key in _CONTAINERS for end in _terminated(pod, key)]
+
+
+def _has_passed_preflight(pod: Object) -> bool:
+    starts = pod.get("status", {}).get("initContainerStatuses", [])
+    return bool(starts) and all(s.get("state", {}).get("terminated", {}).get("exitCode") == 0 for s in starts)
+
+
+def _is_disrupted(pod: Object) -> bool:
+    return any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in _conditions(pod))
+
+
+def _conditions(found: Object) -> list[Object]:
+    return list(found.get("status", {}).get("conditions", []))
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether the pod says that it is ready, and stays."""
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in _conditions(pod))
+    return ready and "deletionTimestamp" not in pod["metadata"]
+
+
+def _troubles(pods: Iterable[Object], now: float) -> list[Pod]:
+    troubles = []
+    for pod in pods:
+        role = pod["metadata"]["labels"].get(ROLE_LABEL)
+        if role not in _ROLES or "deletionTimestamp" in pod["metadata"]:
+            continue
+        since = now - (seconds(pod["metadata"]["creationTimestamp"]) or now)
+        for waits_for, message in _waits(pod):
+            troubles.append(Pod(_name(pod), _ROLES[role], waits_for, message, since))
+        for status in _statuses(pod):
+            ends = [status.get(key, {}).get("terminated", {}) for key in ("state", "lastState")]
+            if any(end.get("reason") == "OOMKilled" for end in ends):
+                troubles.append(Pod(_name(pod), _ROLES[role], since=since, ended_by="OOMKilled"))
+    return troubles
+
+
+def _waits(pod: Object) -> list[tuple[str, str]]:
+    for condition in _conditions(pod):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return [(condition.get("reason", "Unschedulable"), condition.get("message", "")[:MESSAGE_MAX])]
+    return [
+        (waiting["reason"], waiting.get("message", "")[:MESSAGE_MAX])
+        for status in _statuses(pod)
+        if (waiting := status.get("state", {}).get("waiting", {})).get("reason", "PodInitializing")
+        not in ("PodInitializing", "ContainerCreating")
+    ]
+
+
+def _not_let_in(deployments: Iterable[Object], attempt: int) -> list[Pod]:
+    """Return the pods that the API server did not take: over the quota, or against a policy."""
+    found = []
+    for deployment in deployments:
+        labels = deployment["metadata"]["labels"]
+        if labels.get(ATTEMPT_LABEL) != str(attempt):
+            continue
+        for condition in _conditions(deployment):
+            if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+                message = condition.get("message", "")
+                why = "QuotaExceeded" if "exceeded quota" in message else condition.get("reason", "FailedCreate")
+                is_scheduler = labels.get(ROLE_LABEL) == "scheduler"
+                found.append(
+                    Pod(_name(deployment), "scheduler" if is_scheduler else "worker", why, message[:MESSAGE_MAX])
+                )
+    return found
+
+
+def _in_role(pods: Iterable[Object], role: str) -> list[Object]:
+    return [pod for pod in pods if pod["metadata"]["labels"].get(ROLE_LABEL) == role]
+
+
+def _named(found: Iterable[Object], name: str) -> Object | None:
+    return next((item for item in found if _name(item) == name), None)
+
+
+def _name(found: Object) -> str:
+    return str(found["metadata"]["name"])
+
+
+# --- the status -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a scheduler told of the run.
+
+    `problem` is why it could not be asked, and `is_asked` whether anybody tried.
+    """
+
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    is_asked: bool = False
+
+
+def status(found: Found, spec: MLJobSpec, seen: Observed, plan: Plan, told: Told) -> Object:
+    """Return the status that follows from a plan, as the API server keeps it; keys without a value are null."""
+    before, now = status_of(found.job), seen.now
+    is_finished = seen.finished is not None
+    phase = before.phase if is_finished else plan.phase
+    is_over = phase in ("Succeeded", "Failed")
+    attempts = [
+        AttemptStatus(
+            number=a.number,
+            start_time=time_of(a.start) or "",
+            ready_time=time_of(a.ready),
+            end_time=time_of(a.end),
+            reason=a.reason or None,
+            message=a.message[:MESSAGE_MAX] or None,
+            memory_factor=a.memory,
+            logs=a.logs[:MESSAGE_MAX] or None,
+        )
+        for a in plan.attempts
+    ]
+    progress = told.progress if phase == "Running" else {}
+    made = MLJobStatus(
+        phase=phase,
+        observed_generation=found.job["metadata"].get("generation"),
+        conditions=_merged(before.conditions, _said(found, seen, plan, told, is_finished), now, found.job),
+        attempts=attempts,
+        attempt=attempts[-1].number if attempts else None,
+        stage=progress.get("stage") or (before.stage if phase in ("Running", "Failed") else None),
+        progress=progress.get("percent"),
+        seconds_left=None if progress.get("seconds_left") is None else round(progress["seconds_left"]),
+        metrics=dict(seen.manifest or progress.get("metrics") or before.metrics),
+        run_url=spec.run_url(_name(found.job)) if phase == "Succeeded" else None,
+        start_time=before.start_time or time_of(seen.start),
+        completion_time=before.completion_time or (time_of(now) if is_over else None),
+    )
+    if phase == "Succeeded":
+        made = made.model_copy(update={"progress": 100, "stage": None})
+    return made.model_dump(mode="json", by_alias=True)
+
+
+Said = tuple[str, bool | None, str, str]
+
+
+def _said(found: Found, seen: Observed, plan: Plan, told: Told, is_finished: bool) -> list[Said]:
+    """Return conditions as type, status, reason, message; those that are not said stay as they are."""
+    said: list[Said] = []
+    if not is_finished:
+        said.append((COMPLETE, plan.phase == "Succeeded", plan.reason, plan.message))
+        said.append((FAILED, plan.phase == "Failed", plan.reason, plan.message if plan.phase == "Failed" else ""))
+        if seen.is_input_ready:
+            said.append((INPUT_READY, True, "PreflightPassed", ""))
+        elif seen.runner is not None and seen.runner.is_over and plan.attempts and plan.attempts[-1].ready is None:
+            said.append((INPUT_READY, False, plan.reason, plan.message))
+        is_up = plan.phase == "Running" and bool(plan.attempts and plan.attempts[-1].ready is not None)
+        said.append((CLUSTER_READY, is_up, "Ready" if is_up else plan.reason, "" if is_up else plan.message))
+        if told.is_asked:
+            said.append((SCHEDULER_REACHED, not told.problem, "Silent" if told.problem else "Answers", told.problem))
+    else:
+        said.append((CLUSTER_READY, False, "Finished", ""))
+    logs = plan.attempts[-1].logs if plan.attempts else ""
+    if logs:
+        is_saved = logs == "Saved"
+        said.append((LOGS_SAVED, is_saved, "Saved" if is_saved else "NotSaved", "" if is_saved else logs))
+    return said
+
+
+def _merged(before: Sequence[Condition], said: Iterable[Said], now: float, job: Object) -> list[Condition]:
+    """Return conditions with the time of their last change kept where their status is the same."""
+    conditions = {condition.type: condition for condition in before}
+    for name, is_so, reason, message in said:
+        value = "Unknown" if is_so is None else str(is_so)
+        last = conditions.get(name)
+        is_new = last is None or last.status != value
+        conditions[name] = Condition.model_validate(
+            {
+                "type": name,
+                "status": value,
+                "reason": reason or "Unknown",
+                "message": message[:MESSAGE_MAX],
+                "last_transition_time": time_of(now) if is_new or last is None else last.last_transition_time,
+                "observed_generation": job["metadata"].get("generation"),
+            }
+        )
+    return list(conditions.values())

@@ -1,0 +1,255 @@
+"""One round for one MLJob: read what there is, say what follows, do the one thing that is next.
+
+Whatever a round did is found done by the next one, of this process or another: it may end after any call.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from controller import objects, observe
+from controller.api import Api, Conflict, Missing, Object, Refused
+from controller.autoscale import Autoscaler
+from controller.lifecycle import Observed, Plan, follow
+from controller.logs import collected
+from controller.mirror import Mirrored, key_of
+from controller.objects import UID_LABEL
+from controller.observe import Found, Told
+from controller.resources import MLJobSpec, MLRuntimeSpec
+from controller.schedulers import Ask, Unreachable
+
+# A running job's scheduler is asked so often.
+POLL_S = 5.0
+# What stands in the way of an action is looked at again: a name that somebody else's object bears, a refusal.
+NAME_TAKEN_S, REFUSED_S = 2.0, 10.0
+# What goes is gone only when the mirrors say so.
+REMOVALS = ("remove runner", "remove cluster", "remove logs", "remove job")
+
+_log = logging.getLogger("daskyard.controller")
+Mirrors = Mapping[str, Mirrored]
+Emit = Callable[[Object, str, str, str], None]
+
+
+class NameTaken(Exception):
+    """An object of the name that ours is to have belongs to somebody else."""
+
+
+@dataclass
+class Reconciler:
+    """Brings MLJobs forward.
+
+    Parameters
+    ----------
+    api, mirrors
+        Where objects are written and read; the mirrors by kind.
+    ask
+        Asks a scheduler what it knows.
+    emit
+        Takes an Event: of which MLJob, its type, reason and message.
+    autoscaler
+        Sizes the worker groups of running jobs.
+    clock
+        Seconds since the epoch.
+    """
+
+    api: Api
+    mirrors: Mirrors
+    ask: Ask
+    emit: Emit
+    autoscaler: Autoscaler
+    clock: Callable[[], float] = time.time
+    _obstacles: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def reconcile(self, namespace: str, name: str) -> float | None:
+        """Go one round; return after how many seconds to come again, None: when something changes."""
+        job = self.mirrors["MLJob"].get(namespace, name)
+        if job is None or "deletionTimestamp" in job["metadata"]:
+            return None
+        try:
+            spec = observe.spec_of(job)
+        except ValidationError as error:
+            # Only an MLJob from before the definition has become stricter gets here.
+            raise Refused(f"MLJob {namespace}/{name}: {error.errors()[0]['msg']}") from error
+        found = self.found(job, spec)
+        seen = self._complete(found, spec, observe.observed(found, spec, self.clock()))
+        plan = follow(seen)
+        obstacle = self._obstacles.get(job["metadata"]["uid"])
+        if obstacle is not None and plan.action is not None:
+            plan = replace(plan, reason=obstacle[0], message=obstacle[1])
+        told = self._told(found, seen, plan)
+        job = self._write_status(found, spec, seen, plan, told)
+        if plan.action is not None:
+            return self._act(job, found, spec, plan)
+        if plan.phase == "Running":
+            return POLL_S if plan.again_s is None else min(POLL_S, plan.again_s)
+        return plan.again_s
+
+    def _act(self, job: Object, found: Found, spec: MLJobSpec, plan: Plan) -> float | None:
+        """Do what is next; what stands in its way is said in the next round's status."""
+        uid = job["metadata"]["uid"]
+        try:
+            self._do(found, spec, plan)
+        except (NameTaken, Refused) as error:
+            reason = "NameTaken" if isinstance(error, NameTaken) else "Refused"
+            is_new = self._obstacles.get(uid) != (reason, str(error))
+            self._obstacles[uid] = (reason, str(error))
+            if is_new:
+                _log.warning("MLJob %s/%s: %s", *key_of(job), error)
+                return 0.0
+            return NAME_TAKEN_S if reason == "NameTaken" else REFUSED_S
+        self._obstacles.pop(uid, None)
+        return None if plan.action in REMOVALS else 0.0
+
+    def found(self, job: Object, spec: MLJobSpec) -> Found:
+        """Return what the mirrors have of a job."""
+        uid = job["metadata"]["uid"]
+        runtime, problem = None, ""
+        there = self.mirrors["MLRuntime"].get(job["metadata"]["namespace"], spec.runtime)
+        if there is not None:
+            try:
+                runtime = MLRuntimeSpec.model_validate(there["spec"])
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, first["loc"]))
+                problem = f"the MLRuntime {spec.runtime} is wrong: {place}: {first['msg']}"
+        return Found(
+            job,
+            runtime,
+            config_maps=self.mirrors["ConfigMap"].of(uid),
+            clusters=self.mirrors["DaskCluster"].of(uid),
+            groups=self.mirrors["DaskWorkerGroup"].of(uid),
+            jobs=self.mirrors["Job"].of(uid),
+            pods=self.mirrors["Pod"].of(uid),
+            deployments=self.mirrors["Deployment"].of(uid),
+            problem=problem,
+        )
+
+    def _complete(self, found: Found, spec: MLJobSpec, seen: Observed) -> Observed:
+        """Look again where the Job's end has come before its pod's: without the pod nobody knows how it ended."""
+        runner = seen.runner
+        if seen.finished is not None or runner is None or not runner.is_over or runner.exit_code is not None:
+            return seen
+        metadata = found.job["metadata"]
+        pods, _ = self.api.list("Pod", metadata["namespace"], labelSelector=f"{UID_LABEL}={metadata['uid']}")
+        for pod in pods:
+            self.mirrors["Pod"].learn(pod)
+        return observe.observed(self.found(found.job, spec), spec, seen.now)
+
+    def _told(self, found: Found, seen: Observed, plan: Plan) -> Told:
+        """Ask the scheduler of a running job, and let its worker groups follow its demand."""
+        if plan.phase != "Running" or not plan.attempts or plan.attempts[-1].ready is None:
+            return Told()
+        if seen.attempts and seen.attempts[-1].ready is None:
+            return Told()  # it has just become ready: that is written first
+        whose = observe.of(found.job, plan.attempts[-1].number)
+        try:
+            state = self.ask(whose.namespace, f"{whose.cluster}-scheduler")
+        except Unreachable as error:
+            return Told(problem=str(error), is_asked=True)
+        self.autoscaler.scale_job(found, whose, state)
+        return Told(state.get("progress") or {}, is_asked=True)
+
+    def _write_status(self, found: Found, spec: MLJobSpec, seen: Observed, plan: Plan, told: Told) -> Object:
+        """Write the status where it has changed; what changed since the job was read is a Conflict."""
+        job = found.job
+        status = observe.status(found, spec, seen, plan, told)
+        before = job.get("status") or {}
+        if _without_nulls(status) == _without_nulls(before):
+            return job
+        metadata = job["metadata"]
+        change = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": status}
+        written = self.api.patch("MLJob", metadata["namespace"], metadata["name"], change, part="status")
+        self.mirrors["MLJob"].learn(written)
+        self._tell_change(written, before, status)
+        return written
+
+    def _tell_change(self, job: Object, before: Object, status: Object) -> None:
+        attempts, known = status["attempts"], before.get("attempts") or []
+        if len(attempts) > len(known):
+            self.emit(job, "Normal", "AttemptStarted", f"attempt {attempts[-1]['number']}")
+        for old, new in zip(known, attempts, strict=False):
+            if new["endTime"] and not old.get("endTime") and new["reason"] != "Committed":
+                text = f"attempt {new['number']}: {new['reason']}: {new['message'] or ''}"
+                self.emit(job, "Warning", "AttemptEnded", text)
+        if status["phase"] != before.get("phase") and status["phase"] in ("Running", "Succeeded", "Failed"):
+            condition = next(c for c in status["conditions"] if c["type"] == observe.COMPLETE)
+            kind = "Warning" if status["phase"] == "Failed" else "Normal"
+            self.emit(job, kind, status["phase"], f"{condition['reason']}: {condition['message']}".strip(": "))
+
+    def _do(self, found: Found, spec: MLJobSpec, plan: Plan) -> None:
+        whose, runtime = observe.of(found.job, plan.attempts[-1].number if plan.attempts else 0), found.runtime
+        memory = plan.attempts[-1].memory if plan.attempts else 1.0
+        match plan.action:
+            case "remove job":
+                self.api.delete("MLJob", found.job)
+            case "remove runner":
+                self._remove("Job", found.jobs, whose.cluster)
+            case "remove cluster":
+                self._remove("DaskWorkerGroup", found.groups)
+                self._remove("DaskCluster", found.clusters)
+            case "remove logs":
+                self._remove("Job", found.jobs, whose.logs)
+                self._remove("ConfigMap", found.config_maps, whose.logs)
+            case _:
+                assert runtime is not None  # `follow` waits for it
+                for made in self._made(found, plan, spec, runtime, whose, memory):
+                    self._make(whose, made)
+
+    def _made(
+        self, found: Found, plan: Plan, spec: MLJobSpec, runtime: MLRuntimeSpec, whose: objects.Of, memory: float
+    ) -> list[Object]:
+        """Return what an action makes, in this order: that the last of them is there says that all are."""
+        match plan.action:
+            case "make job file":
+                return [*objects.network_policies(whose, runtime), objects.job_file(whose, spec)]
+            case "make runner":
+                return [objects.runner(whose, spec, runtime, memory)]
+            case "make cluster":
+                return [objects.cluster(whose, spec, runtime, memory)]
+            case "make workers":
+                return objects.worker_groups(whose, spec, runtime, memory)
+            case "collect logs":
+                return [objects.log_files(whose, collected(self.api, found, whose))]
+            case "make log job":
+                return [objects.log_job(whose, spec, runtime)]
+        raise AssertionError(plan.action)
+
+    def _make(self, whose: objects.Of, made: Object) -> None:
+        kind, namespace, name = made["kind"], whose.namespace, made["metadata"]["name"]
+        mirror = self.mirrors[kind]
+        if _is_of(mirror.get(namespace, name), whose):
+            return
+        try:
+            there = self.api.create(made)
+        except Conflict:
+            try:
+                there = self.api.get(kind, namespace, name)
+            except Missing:
+                raise NameTaken(f"{kind} {name} has just gone") from None
+            if not _is_of(there, whose):
+                raise NameTaken(f"{kind} {name} is there and not of this job; it waits until that is gone") from None
+        mirror.learn(there)
+
+    def _remove(self, kind: str, found: Any, name: str = "") -> None:
+        for item in found:
+            if (not name or item["metadata"]["name"] == name) and "deletionTimestamp" not in item["metadata"]:
+                self.api.delete(kind, item)
+
+
+def _is_of(found: Object | None, whose: objects.Of) -> bool:
+    return found is not None and found["metadata"].get("labels", {}).get(UID_LABEL) == whose.uid
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a status as the API server keeps it: what is null or an empty map or list is not there."""
+    if isinstance(value, dict):
+        return {k: v for k, child in value.items() if (v := _without_nulls(child)) not in (None, {}, [])}
+    if isinstance(value, list):
+        return [_without_nulls(child) for child in value]
+    return value
