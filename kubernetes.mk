@@ -12,6 +12,8 @@ CONTEXT = $(shell kubectl config current-context 2>/dev/null)
 IS_KIND = $(filter kind-%,$(CONTEXT))
 PLATFORM_VALUES ?= operator_config/operator.yaml $(if $(IS_KIND),operator_config/kind.yaml)
 JOB_VALUES ?= $(if $(IS_KIND),operator_config/kind-jobs.yaml)
+# What the MLJobs of NAMESPACE are made of. On other clusters a runtime is installed where its values are named.
+RUNTIME_VALUES ?= $(if $(IS_KIND),operator_config/kind-runtime.yaml)
 IMAGE_SUFFIX = $(if $(filter gpu,$(DEVICE)),-gpu)
 # Of one release, since each release finds something new. It pins old libraries and so has an environment of its own.
 CHECKOV ?= checkov==3.3.30
@@ -42,18 +44,18 @@ kind-down:  ## Delete the kind cluster with all that is in it; the registry and 
 	@echo "next: make kind-up for a new one; docker rm --force --volumes kind-registry to be rid of the registry too"
 
 .PHONY: charts
-charts: $(BIN)/ready  ## Make the charts ready to install: the operator's resource definitions, the library chart.
+charts: $(BIN)/ready  ## Make the charts ready to install: the resource definitions, the library chart.
 	$(call needs,helm)
 	@$(BIN)/python charts/platform/crds_from_wheel.py
-	@for chart in platform cluster job; do helm dependency update --skip-refresh charts/$$chart >/dev/null || exit 1; done
+	@for chart in platform runtime cluster job; do helm dependency update --skip-refresh charts/$$chart >/dev/null || exit 1; done
 
 .PHONY: charts-test
 charts-test: charts .venv-checkov/ready  ## Lint the charts, run their unit tests, hold what they render against schemas, Pod Security and checkov.
 	@helm unittest --help >/dev/null 2>&1 || { echo "missing: helm's plugin unittest; install it, then run make $@ again:" >&2; \
 	  echo "  helm plugin install https://github.com/helm-unittest/helm-unittest" >&2; exit 1; }
-	@for chart in platform cluster job; do \
+	@for chart in platform runtime cluster job; do \
 	  helm lint --strict --quiet charts/$$chart --values charts/$$chart/ci/everything-values.yaml || exit 1; done
-	@helm unittest charts/platform charts/cluster charts/job
+	@helm unittest charts/platform charts/runtime charts/cluster charts/job
 	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && $(MAKE) --no-print-directory manifests OUT="$$made" && diff -ru examples/kind "$$made" || { echo "run: make manifests" >&2; exit 1; }
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile tests/charts
 
@@ -63,12 +65,15 @@ charts-test: charts .venv-checkov/ready  ## Lint the charts, run their unit test
 	@touch $@
 
 .PHONY: deploy
-deploy: charts  ## Install or upgrade the platform in the cluster of kubectl's current context.
+deploy: charts  ## Install or upgrade platform and runtime in the cluster of kubectl's current context.
 	$(call needs,kubectl helm)
 	@test -n "$(CONTEXT)" || { echo "kubectl has no current context; make one (make kind-up) or choose one (kubectl config use-context)" >&2; exit 1; }
 	@helm upgrade --install $(RELEASE) charts/platform --kube-context $(CONTEXT) --namespace $(SYSTEM) --create-namespace \
 	  $(call values,$(PLATFORM_VALUES)) --set image.repository=$(REGISTRY)/operator --set image.tag=$(TAG) --wait --timeout 5m
 	@if [ -n "$(IS_KIND)" ]; then operator_config/kind/credentials $(NAMESPACE); fi
+	@if [ -n "$(strip $(RUNTIME_VALUES))" ]; then helm upgrade --install default charts/runtime --kube-context $(CONTEXT) --namespace $(NAMESPACE) \
+	  $(call values,$(RUNTIME_VALUES)) --set networkPolicy.operatorNamespace=$(SYSTEM) --set image.repository=$(REGISTRY)/jobs --set image.tag=$(TAG) \
+	  $(if $(IS_KIND),--set gpuImage.tag=$(TAG)); fi
 	@echo "next: make data, then make submit JOB=$(JOB)"
 
 .PHONY: data

@@ -51,6 +51,8 @@ def structural(schema: Schema, definitions: Schema | None = None) -> Schema:
         rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
         return structural({**one, **rest}, definitions)
     made = {key: value for key, value in schema.items() if key not in _DROPPED}
+    if "default" in made:
+        made["default"] = _without_nulls(made["default"])
     if "properties" in schema:
         made["properties"] = {name: structural(value, definitions) for name, value in schema["properties"].items()}
     elif isinstance(schema.get("additionalProperties"), dict):
@@ -58,6 +60,13 @@ def structural(schema: Schema, definitions: Schema | None = None) -> Schema:
     if "items" in schema:
         made["items"] = structural(schema["items"], definitions)
     return made
+
+
+def _without_nulls(default: Any) -> Any:
+    """Return a default without the keys that have none: null is of no type here."""
+    if isinstance(default, dict):
+        return {key: _without_nulls(value) for key, value in default.items() if value is not None}
+    return default
 
 
 def schema_of(model: type[Resource]) -> Schema:

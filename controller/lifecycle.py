@@ -269,6 +269,8 @@ def _end_of(seen: Observed, current: Attempt) -> _End | None:
     """Return how the attempt ended, if it did."""
     if seen.runner is not None and seen.runner.is_over:
         return _end_of_runner(seen, seen.runner)
+    if current.ready is not None and not seen.has_cluster:
+        return _End("SchedulerLost", "the DaskCluster is gone")
     for pod in seen.troubles:
         reason = _WAITS.get(pod.waits_for, "")
         is_believed = pod.since >= IMAGE_GRACE_S or pod.waits_for == "InvalidImageName"

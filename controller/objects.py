@@ -241,8 +241,8 @@ def _pod(of: Of, template: PodTemplate, component: str, memory: float = 1.0) -> 
     labels |= {
         ROLE_LABEL: component,
         "dask.org/cluster-name": of.cluster,
-        # What goes to storage is a runner to the network policies.
-        "dask.org/component": "job-runner" if component in ("runner", "logs") else component,
+        # By which the network policies know it. Not job-runner: the operator would delete the cluster when it ends.
+        "dask.org/component": "mljob-runner" if component in ("runner", "logs") else component,
         **of.labels,
     }
     if memory != 1.0:

@@ -383,6 +383,7 @@ def _said(found: Found, seen: Observed, plan: Plan, told: Told, is_finished: boo
             said.append((SCHEDULER_REACHED, not told.problem, "Silent" if told.problem else "Answers", told.problem))
     else:
         said.append((CLUSTER_READY, False, "Finished", ""))
+        said.append((SCHEDULER_REACHED, None, "Finished", ""))
     logs = plan.attempts[-1].logs if plan.attempts else ""
     if logs:
         is_saved = logs == "Saved"
@@ -396,6 +397,8 @@ def _merged(before: Sequence[Condition], said: Iterable[Said], now: float, job: 
     for name, is_so, reason, message in said:
         value = "Unknown" if is_so is None else str(is_so)
         last = conditions.get(name)
+        if last is None and is_so is None:
+            continue
         is_new = last is None or last.status != value
         conditions[name] = Condition.model_validate(
             {

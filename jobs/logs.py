@@ -47,9 +47,14 @@ def _regular_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}); name a folder") from error
 
-    paths = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names]
-    # Links are not followed: they may lead out of the folder, to what nobody meant to publish.
-    found = [(path, path.lstat()) for path in paths]
+    paths = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        # Where Kubernetes keeps what the links of a mounted ConfigMap lead to.
+        folders[:] = [name for name in folders if not name.startswith("..")]
+        paths += [Path(parent, name) for name in names]
+    # A link may lead out of the folder, to what nobody meant to publish.
+    inside = [path for path in paths if path.resolve().is_relative_to(folder.resolve()) and path.exists()]
+    found = [(path, path.stat()) for path in inside]
     return [(path, status) for path, status in found if stat.S_ISREG(status.st_mode)]
 
 

@@ -1,7 +1,8 @@
-"""Write the custom resource definitions of the installed dask-kubernetes into the chart, a little stricter.
+"""Write the custom resource definitions of the installed dask-kubernetes into the chart, a little stricter, and ours.
 
 ``make charts`` runs this. The definitions belong to the version of the operator that is locked, so they are read from
 its wheel and never committed. What the operator cannot serve, the API server shall refuse at once, with the reason.
+Those of MLJob and MLRuntime lie in operator_config/crds, made from the controller's models.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import yaml
 
 CHART = Path(__file__).parent
 TARGET = CHART / "files" / "crds"
+OURS = CHART.parents[1] / "operator_config" / "crds"
 VERSION_ANNOTATION = "daskyard.dev/dask-kubernetes"
 IN_THE_WHEEL = ("operator", "deployment", "helm", "dask-kubernetes-operator", "crds")
 KINDS = ("daskautoscaler", "daskcluster", "daskjob", "daskworkergroup")
@@ -73,6 +75,8 @@ def main() -> None:
         definition = yaml.safe_load(source.joinpath(f"{kind}.yaml").read_text())
         text = yaml.safe_dump(strengthen(definition), width=1000)
         (TARGET / f"{kind}.yaml").write_text(text)
+    for path in sorted(OURS.glob("*.yaml")):
+        (TARGET / path.name).write_text(path.read_text())
 
 
 if __name__ == "__main__":

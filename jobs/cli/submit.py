@@ -236,8 +236,6 @@ class RunnerLog:
         labels = {
             "daskyard.dev/job-uid": self._uid,
             "daskyard.dev/attempt": attempt,
-            "dask.org/component": "job-runner",
-            # Which the Job that takes logs to storage is not.
             "app.kubernetes.io/component": "runner",
         }
         try:

@@ -28,7 +28,8 @@ class Pod:
     @property
     def component(self) -> str:
         """What the pod is for: scheduler, worker, job-runner; of the platform's pods, what they are."""
-        return self.labels.get("dask.org/component") or self.labels["app.kubernetes.io/name"]
+        component = self.labels.get("dask.org/component") or self.labels["app.kubernetes.io/name"]
+        return component.removeprefix("ml")  # an MLJob's runner is one like a DaskJob's
 
     @property
     def containers(self) -> list[dict[str, Any]]:

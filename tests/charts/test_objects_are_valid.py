@@ -1,4 +1,4 @@
-"""Every object that is rendered, and every object that operator and controller make of it, is one that an API server takes."""
+"""Every object that is rendered, and every object that is made of it, is one that an API server takes."""
 
 from __future__ import annotations
 

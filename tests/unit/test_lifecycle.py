@@ -83,6 +83,7 @@ def test_things_are_made_in_their_order_and_once(seen: Observed, action: Action 
         (over(75, "one was lost", "WorkersLostError"), "Retriable", False),
         (replace(over(75, "", "WorkersLostError"), is_scheduler_ready=False), "SchedulerLost", False),
         (over(None), "RunnerLost", False),
+        (replace(RUNNING, has_cluster=False, has_workers=False), "SchedulerLost", False),
         (over(None, is_disrupted=True), "Preempted", False),
         (over(0), "NoManifest", False),
         (replace(over(137), troubles=[Pod("r", "runner", ended_by="OOMKilled")]), "OutOfMemory", False),

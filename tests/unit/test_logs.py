@@ -65,7 +65,18 @@ def test_every_file_below_the_folder_is_copied_to_s3(folder: Path, s3: str) -> N
     assert len(storage.list_files(run_url)) == 2
 
 
-def test_links_are_not_followed(folder: Path, tmp_path: Path) -> None:
+def test_a_mounted_config_map_is_read_by_its_links(folder: Path, tmp_path: Path) -> None:
+    kept = folder / "..2026_11_28"
+    kept.mkdir()
+    (kept / "attempt-1.log").write_text("said")
+    (folder / "..data").symlink_to(kept.name)
+    (folder / "attempt-1.log").symlink_to("..data/attempt-1.log")
+    saved = [url for url, _ in logs.save(folder, str(tmp_path / "run")).files]
+    assert [url for url in saved if "2026" in url or "..data" in url] == []
+    assert str(tmp_path / "run/logs/attempt-1.log") in saved
+
+
+def test_links_out_of_the_folder_are_not_followed(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("not for everybody")
     (folder / "link.log").symlink_to(tmp_path / "secret")
     (folder / "links").symlink_to(tmp_path)

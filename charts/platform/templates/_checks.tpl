@@ -2,6 +2,7 @@
 {{- define "daskyard.platform.checks" -}}
 {{- $operator := .Values.operator -}}
 {{- include "daskyard.checks.component" (dict "key" "operator" "values" $operator) -}}
+{{- include "daskyard.checks.component" (dict "key" "controller" "values" .Values.controller) -}}
 {{- if and $operator.workerAllocation.delaySeconds (not $operator.workerAllocation.batchSize) -}}
 {{- fail "operator.workerAllocation.delaySeconds: waits between batches, and there are none; set batchSize, too" -}}
 {{- end -}}

@@ -3,13 +3,23 @@
 {{- printf "%s-operator" .Release.Name -}}
 {{- end -}}
 
+{{/* The same of the controller of MLJobs. */}}
+{{- define "daskyard.controller.name" -}}
+{{- printf "%s-controller" .Release.Name -}}
+{{- end -}}
+
+{{/* The Role that lets the controller's pods settle who leads. */}}
+{{- define "daskyard.controller.lease" -}}
+{{- printf "%s-lease" (include "daskyard.controller.name" .) -}}
+{{- end -}}
+
 {{/* What is there for one moment only, after the operator has been uninstalled. */}}
 {{- define "daskyard.uninstall.name" -}}
 {{- printf "%s-release-finalizers" .Release.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
 {{/* What a pod of the platform bears: the labels of all objects, with a name of its own. The policies of clusters let
-     in whoever bears app.kubernetes.io/name: daskyard-operator. Arguments: root, name. */}}
+     in whoever bears app.kubernetes.io/name: daskyard-operator or daskyard-controller. Arguments: root, name. */}}
 {{- define "daskyard.platform.podLabels" -}}
 {{- $labels := include "daskyard.labels" .root | fromYaml -}}
 {{- $_ := set $labels "app.kubernetes.io/name" .name -}}

@@ -12,3 +12,23 @@
   ports:
     {{- include "daskyard.network.tcp" (list 443 6443) | nindent 4 }}
 {{- end -}}
+
+{{/* Egress to schedulers of the namespaces that are served. Arguments: root, ports (numbers). */}}
+{{- define "daskyard.platform.toSchedulers" -}}
+- to:
+    - namespaceSelector:
+        {{- with .root.Values.operator.watchNamespaces }}
+        matchExpressions:
+          - key: kubernetes.io/metadata.name
+            operator: In
+            values:
+              {{- toYaml . | nindent 14 }}
+        {{- else }}
+        matchLabels: {}
+        {{- end }}
+      podSelector:
+        matchLabels:
+          dask.org/component: scheduler
+  ports:
+    {{- include "daskyard.network.tcp" .ports | nindent 4 }}
+{{- end -}}

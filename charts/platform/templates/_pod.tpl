@@ -1,7 +1,6 @@
-{{/* What the operator's pod and the uninstall Job's begin with: Pod Security "restricted" and a token, since both talk
-     to the Kubernetes API. Arguments: root, account. */}}
+{{/* What the pods of operator, controller and uninstall Job begin with: Pod Security "restricted" and a token, since all
+     talk to the Kubernetes API. Arguments: root, account, values (nodeSelector, tolerations, priorityClassName). */}}
 {{- define "daskyard.platform.podSettings" -}}
-{{- $values := .root.Values.operator -}}
 serviceAccountName: {{ .account }}
 automountServiceAccountToken: true
 enableServiceLinks: false
@@ -13,26 +12,26 @@ imagePullSecrets:
 {{- end }}
 securityContext:
   {{- include "daskyard.podSecurityContext" (dict) | nindent 2 }}
-{{- with $values.nodeSelector }}
+{{- with .values.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $values.tolerations }}
+{{- with .values.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $values.priorityClassName }}
+{{- with .values.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* A probe of kopf's health endpoint. Arguments: a list of period and timeout in seconds and the number of failures
-     that count. */}}
-{{- define "daskyard.operator.probe" -}}
+{{/* A probe over HTTP. Arguments: a list of path, name of the port, period and timeout in seconds, and the number of
+     failures that count. */}}
+{{- define "daskyard.platform.probe" -}}
 httpGet:
-  path: /healthz
-  port: health
-periodSeconds: {{ index . 0 }}
-timeoutSeconds: {{ index . 1 }}
-failureThreshold: {{ index . 2 }}
+  path: {{ index . 0 }}
+  port: {{ index . 1 }}
+periodSeconds: {{ index . 2 }}
+timeoutSeconds: {{ index . 3 }}
+failureThreshold: {{ index . 4 }}
 {{- end -}}

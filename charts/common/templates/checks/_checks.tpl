@@ -3,6 +3,11 @@
 {{- include "daskyard.checks.name" . -}}
 {{- include "daskyard.checks.groups" . -}}
 {{- include "daskyard.checks.autoscaling" . -}}
+{{- include "daskyard.checks.pods" . -}}
+{{- end -}}
+
+{{/* What holds for the pods of a cluster and of a runtime alike. */}}
+{{- define "daskyard.checks.pods" -}}
 {{- include "daskyard.checks.storage" . -}}
 {{- include "daskyard.checks.component" (dict "key" "scheduler" "values" .Values.scheduler) -}}
 {{- with .Values.runner -}}
@@ -46,11 +51,16 @@
       $key $name (len $name)) -}}
 {{- end -}}
 {{- $values := include "daskyard.group" $arguments | fromYaml -}}
-{{- if hasKey $values.daskResources "GPU" -}}
-{{- fail (printf "%s.daskResources: GPU follows the number of devices; set %s.gpus instead" $key $key) -}}
+{{- include "daskyard.checks.worker" (dict "key" $key "values" $values) -}}
 {{- end -}}
-{{- include "daskyard.checks.component" (dict "key" $key "values" $values) -}}
 {{- end -}}
+
+{{/* A group or a hardware class with its gaps filled. Arguments: key, values. */}}
+{{- define "daskyard.checks.worker" -}}
+{{- if hasKey .values.daskResources "GPU" -}}
+{{- fail (printf "%s.daskResources: GPU follows the number of devices; set %s.gpus instead" .key .key) -}}
+{{- end -}}
+{{- include "daskyard.checks.component" . -}}
 {{- end -}}
 
 {{- define "daskyard.checks.autoscaling" -}}

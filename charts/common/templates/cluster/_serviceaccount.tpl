@@ -3,6 +3,6 @@
 apiVersion: v1
 kind: ServiceAccount
 metadata:
-  {{- include "daskyard.metadata" (dict "root" . "name" (include "daskyard.name" .)) | nindent 2 }}
+  {{- include "daskyard.metadata" (dict "root" . "name" (include "daskyard.accountName" .)) | nindent 2 }}
 automountServiceAccountToken: false
 {{- end -}}

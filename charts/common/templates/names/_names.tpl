@@ -13,3 +13,8 @@
 {{- define "daskyard.jobFileName" -}}
 {{- printf "%s-job" (include "daskyard.name" .) -}}
 {{- end -}}
+
+{{/* The account of a cluster's pods. It bears the cluster's name, but for a runtime's, which all its clusters share. */}}
+{{- define "daskyard.accountName" -}}
+{{- .Values.accountName | default (include "daskyard.name" .) -}}
+{{- end -}}

@@ -1,32 +1,42 @@
 {{/* Who may talk to whom: one policy a kind of pod, both ways closed but for what is listed. Other clusters of the
      namespace, other namespaces, the Kubernetes API and the metadata address are refused by not being listed. */}}
 {{- define "daskyard.networkPolicies" -}}
-{{- if .Values.networkPolicy.enabled }}
-{{- $components := list "scheduler" "worker" }}
-{{- if hasKey .Values "runner" }}{{ $components = append $components "job-runner" }}{{ end }}
-{{- range $component := $components }}
-{{- $short := trimPrefix "job-" $component }}
-{{- $name := printf "%s-%s" (include "daskyard.name" $) $short }}
+{{- range $suffix := include "daskyard.network.suffixes" . | fromYamlArray }}
+{{- $name := printf "%s-%s" (include "daskyard.name" $) $suffix }}
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:
   {{- include "daskyard.metadata" (dict "root" $ "name" $name) | nindent 2 }}
 spec:
-  podSelector:
-    matchLabels:
-      dask.org/cluster-name: {{ include "daskyard.name" $ }}
-      dask.org/component: {{ $component }}
-  policyTypes: [Ingress, Egress]
-  {{- include (printf "daskyard.network.%s" $short) $ | nindent 2 }}
+  {{- include "daskyard.network.policy" (dict "root" $ "suffix" $suffix) | nindent 2 }}
 {{- end }}
-{{- end }}
+{{- end -}}
+
+{{/* What follows the cluster's name in those of its policies; "[]" where there are none. */}}
+{{- define "daskyard.network.suffixes" -}}
+{{- $suffixes := list -}}
+{{- if .Values.networkPolicy.enabled -}}
+{{- $suffixes = list "scheduler" "worker" -}}
+{{- if hasKey .Values "runner" }}{{ $suffixes = append $suffixes "runner" }}{{ end -}}
+{{- end -}}
+{{- toYaml $suffixes -}}
+{{- end -}}
+
+{{/* The spec of one of them. Arguments: root, suffix. */}}
+{{- define "daskyard.network.policy" -}}
+podSelector:
+  matchLabels:
+    dask.org/cluster-name: {{ include "daskyard.name" .root }}
+    dask.org/component: {{ ternary (include "daskyard.runner.component" .root) .suffix (eq .suffix "runner") }}
+policyTypes: [Ingress, Egress]
+{{ include (printf "daskyard.network.%s" .suffix) .root }}
 {{- end -}}
 
 {{- define "daskyard.network.scheduler" -}}
 {{- $ports := include "daskyard.ports" . | fromYaml -}}
 {{- $values := .Values.networkPolicy -}}
-{{- $callers := ternary (list "worker" "job-runner") (list "worker") (hasKey .Values "runner") -}}
+{{- $callers := ternary (list "worker" (include "daskyard.runner.component" .)) (list "worker") (hasKey .Values "runner") -}}
 ingress:
   - from:
       {{- include "daskyard.network.peers" (dict "root" . "components" $callers) | nindent 6 }}
@@ -49,6 +59,15 @@ ingress:
             app.kubernetes.io/name: daskyard-operator
     ports:
       {{- include "daskyard.network.tcp" (list $ports.scheduler $ports.schedulerDashboard) | nindent 6 }}
+  - from:
+      - namespaceSelector:
+          matchLabels:
+            kubernetes.io/metadata.name: {{ $values.operatorNamespace }}
+        podSelector:
+          matchLabels:
+            app.kubernetes.io/name: daskyard-controller
+    ports:
+      {{- include "daskyard.network.tcp" (list $ports.schedulerDashboard) | nindent 6 }}
   {{- with include "daskyard.network.fromMonitoring" (dict "root" . "port" $ports.schedulerDashboard) }}
   {{- . | nindent 2 }}
   {{- end }}
@@ -97,4 +116,10 @@ egress:
   {{- with include "daskyard.network.storageRules" . | trim }}
   {{- . | nindent 2 }}
   {{- end }}
+{{- end -}}
+
+{{/* By what a runner is known. The operator takes every job-runner for a DaskJob's, and deletes the cluster that it names
+     when it ends: an MLJob's bears another name. */}}
+{{- define "daskyard.runner.component" -}}
+{{- .Values.runnerComponent | default "job-runner" -}}
 {{- end -}}

@@ -1,7 +1,7 @@
 {{/* What the specs of all three kinds of pod begin with. Arguments: root, values (of the component: nodeSelector,
      tolerations, priorityClassName), isWorker, hasGpus. */}}
 {{- define "daskyard.podSettings" -}}
-serviceAccountName: {{ include "daskyard.name" .root }}
+serviceAccountName: {{ include "daskyard.accountName" .root }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .root.Values.image.pullSecrets }}

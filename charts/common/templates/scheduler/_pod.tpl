@@ -20,6 +20,8 @@ containers:
       - {{ printf ":%v" $ports.schedulerDashboard | quote }}
       - --preload
       - jobs.pods.groups
+      - --preload
+      - jobs.pods.state
     env:
       {{- include "daskyard.env" (dict "chart" $chartEnv "user" $values.env) | nindent 6 }}
     ports:
@@ -43,4 +45,14 @@ containers:
       {{- include "daskyard.volumeMounts" $volumes | nindent 6 }}
 volumes:
   {{- include "daskyard.volumes" $volumes | nindent 2 }}
+{{- end -}}
+
+{{/* The scheduler's pod and Service, as a DaskCluster and a runtime hold them. */}}
+{{- define "daskyard.scheduler.template" -}}
+metadata:
+  {{- include "daskyard.podMetadata" (dict "root" . "component" "scheduler" "isIrreplaceable" true) | nindent 2 }}
+spec:
+  {{- include "daskyard.scheduler.pod" . | nindent 2 }}
+service:
+  {{- include "daskyard.scheduler.service" . | nindent 2 }}
 {{- end -}}

@@ -2,8 +2,7 @@
      resource, such as GPU, run only where it is offered. Argument: a group with its gaps filled. */}}
 {{- define "daskyard.worker.args" -}}
 {{- $ports := include "daskyard.ports" . | fromYaml -}}
-{{- $offered := deepCopy .daskResources -}}
-{{- with .gpus }}{{ $_ := set $offered "GPU" . }}{{ end -}}
+{{- $offered := include "daskyard.worker.offers" . | fromYaml -}}
 - dask
 - worker
 - --name

@@ -12,10 +12,23 @@
 {{- define "daskyard.worker.spec" -}}
 {{- $group := include "daskyard.group" . | fromYaml -}}
 replicas: {{ $group.replicas }}
+{{ include "daskyard.worker.template" . }}
+{{- end -}}
+
+{{/* A worker's pod, as groups and a runtime hold it. Arguments: root, group. */}}
+{{- define "daskyard.worker.template" -}}
 metadata:
   {{- include "daskyard.podMetadata" (dict "root" .root "component" "worker") | nindent 2 }}
 spec:
   {{- include "daskyard.worker.pod" . | nindent 2 }}
+{{- end -}}
+
+{{/* What each worker of a group offers to tasks that ask for it. Renders a map. Argument: a group with its gaps
+     filled. */}}
+{{- define "daskyard.worker.offers" -}}
+{{- $offered := deepCopy .daskResources -}}
+{{- with .gpus }}{{ $_ := set $offered "GPU" . }}{{ end -}}
+{{- toYaml $offered -}}
 {{- end -}}
 
 {{/* The further groups; the operator makes the default one from the DaskCluster. */}}
