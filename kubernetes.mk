@@ -17,7 +17,7 @@ RUNTIME_VALUES ?= $(if $(IS_KIND),operator_config/kind-runtime.yaml)
 IMAGE_SUFFIX = $(if $(filter gpu,$(DEVICE)),-gpu)
 # Of one release, since each release finds something new. It pins old libraries and so has an environment of its own.
 CHECKOV ?= checkov==3.3.30
-EXAMPLES := cifar10_one_epoch newsgroups movielens_explicit movielens_implicit california bio_kmeans adult_mlp adult_groups
+DASKJOBS := california
 values = $(foreach file,$(1),--values $(file))
 needs = @for tool in $(1); do command -v $$tool >/dev/null || { echo "missing: $$tool; install it, then run make $@ again" >&2; exit 1; }; done
 
@@ -56,7 +56,7 @@ charts-test: charts .venv-checkov/ready  ## Lint the charts, run their unit test
 	@for chart in platform runtime cluster job; do \
 	  helm lint --strict --quiet charts/$$chart --values charts/$$chart/ci/everything-values.yaml || exit 1; done
 	@helm unittest charts/platform charts/runtime charts/cluster charts/job
-	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && $(MAKE) --no-print-directory manifests OUT="$$made" && diff -ru examples/kind "$$made" || { echo "run: make manifests" >&2; exit 1; }
+	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && $(MAKE) --no-print-directory manifests OUT="$$made" && diff -ru examples/daskjobs "$$made" || { echo "run: make manifests" >&2; exit 1; }
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile tests/charts
 
 .venv-checkov/ready: kubernetes.mk | $(BIN)/ready
@@ -82,19 +82,16 @@ data: $(BIN)/ready  ## Fetch the examples' data sets into kind's MinIO.
 	@echo "next: make submit JOB=$(JOB)"
 
 .PHONY: submit
-submit: $(BIN)/ready charts  ## Run a job file on the cluster and follow it: make submit JOB=FILE [NAME=…] [NAMESPACE=…].
-	$(call needs,kubectl helm)
-	@$(BIN)/daskyard validate $(JOB)
-	@operator_config/submit $(NAME) $(NAMESPACE) $(CONTEXT) --set-file job=$(JOB) $(call values,$(JOB_VALUES)) \
-	  --set image.repository=$(REGISTRY)/jobs --set image.tag=$(TAG)
+submit: $(BIN)/ready  ## Run a job file, or an MLJob, on the cluster and follow it: make submit JOB=FILE [NAME=…] [NAMESPACE=…].
+	@$(BIN)/daskyard submit $(JOB) --name $(NAME) --namespace $(NAMESPACE) $(if $(CONTEXT),--context $(CONTEXT))
 
 .PHONY: manifests
-manifests: charts  ## Write examples/kind/*.yaml, the examples as manifests for kubectl apply.
-	@for name in $(EXAMPLES); do \
+manifests: charts  ## Write examples/daskjobs/*.yaml, what the job chart makes of a job file.
+	@for name in $(DASKJOBS); do \
 	  release=$${name//_/-}; \
-	  { echo "# kubectl apply -f examples/kind/$$name.yaml: made by make manifests from examples/$$name.yaml and charts/job."; \
+	  { echo "# kubectl apply -f examples/daskjobs/$$name.yaml: made by make manifests from examples/$$name.yaml and charts/job."; \
 	    helm template $$release charts/job --namespace daskyard --values operator_config/kind-jobs.yaml --set-file job=examples/$$name.yaml; \
-	  } > $(or $(OUT),examples/kind)/$$name.yaml || exit 1; done
+	  } > $(or $(OUT),examples/daskjobs)/$$name.yaml || exit 1; done
 
 .PHONY: e2e
 e2e:  ## Prove it all on a kind cluster: kind-up, images, deploy, data, then the scenarios of tests/e2e.

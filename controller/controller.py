@@ -16,7 +16,7 @@ from controller.mirror import WATCH_S, Mirror, key_of
 from controller.objects import JOB_LABEL, UID_LABEL
 from controller.queue import Queue
 from controller.reconcile import POLL_S, Reconciler
-from controller.schedulers import Ask, Schedulers, Unreachable
+from controller.schedulers import Ask, Poll, Schedulers, State, Unreachable
 
 # What has gone wrong is tried again after this pause, which doubles.
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 60.0
@@ -76,9 +76,9 @@ class Controller:
             kind: Several([m for m in self._parts if m.kind == kind]) for kind in {m.kind for m in self._parts}
         }
         self.metrics = Metrics(self.mirrors["MLJob"].all, lambda: len(self._queue))
-        self._ask = ask or Schedulers()
+        self._poll = Poll(ask or Schedulers())
         self._autoscaler = Autoscaler(api, self.mirrors, self.metrics.on_sizes, quiet_s)
-        self._reconciler = Reconciler(api, self.mirrors, self._ask, Events(api), self._autoscaler)
+        self._reconciler = Reconciler(api, self.mirrors, self._ask_for, Events(api), self._autoscaler)
 
     def start_mirrors(self) -> None:
         """Begin to mirror; a standby does that too, so that it can lead at once."""
@@ -98,6 +98,7 @@ class Controller:
         """End; what has been begun is finished where it takes no longer than the timeout."""
         self._stop.set()
         self._queue.close()
+        self._poll.close()
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             if thread.name.startswith("rounds"):
@@ -166,6 +167,10 @@ class Controller:
             return self._reconciler.reconcile(key.namespace, key.name)
         return self._scale_cluster(key)
 
+    def _ask_for(self, job: Object, service: str) -> State | None:
+        key = Key("MLJob", *key_of(job))
+        return self._poll.take(key.namespace, service, lambda: self._queue.add(key))
+
     def _scale_cluster(self, key: Key) -> float | None:
         """Size the annotated groups of a DaskCluster that is not an MLJob's."""
         groups = [
@@ -177,7 +182,9 @@ class Controller:
             if not any(bounds_of(group) for group in groups):
                 return None
             deployments = [d for d in self.mirrors["Deployment"].all() if key_of(d)[0] == key.namespace]
-            state = self._ask(key.namespace, f"{key.name}-scheduler")
+            state = self._poll.take(key.namespace, f"{key.name}-scheduler", lambda: self._queue.add(key))
+            if state is None:
+                return None
             self._autoscaler.scale_cluster(groups, deployments, state)
         except (Unreachable, ValueError) as error:
             _log.warning("DaskCluster %s/%s: not scaled: %s", key.namespace, key.name, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -29,6 +29,7 @@ class Metrics:
     def __init__(self, jobs: Callable[[], Iterable[Object]], n_waiting: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Jobs(jobs))
+        ProcessCollector(registry=self.registry)
         self.calls = Counter(
             "daskyard_api_calls", "Calls to the Kubernetes API", ["verb", "kind", "outcome"], registry=self.registry
         )

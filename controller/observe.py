@@ -352,8 +352,8 @@ def status(found: Found, spec: MLJobSpec, seen: Observed, plan: Plan, told: Told
         attempts=attempts,
         attempt=attempts[-1].number if attempts else None,
         stage=progress.get("stage") or (before.stage if phase in ("Running", "Failed") else None),
-        progress=progress.get("percent"),
-        seconds_left=None if progress.get("seconds_left") is None else round(progress["seconds_left"]),
+        progress=_percent(before, progress, told, phase),
+        seconds_left=_seconds_left(before, progress, told, phase),
         metrics=dict(seen.manifest or progress.get("metrics") or before.metrics),
         run_url=spec.run_url(_name(found.job)) if phase == "Succeeded" else None,
         start_time=before.start_time or time_of(seen.start),
@@ -362,6 +362,19 @@ def status(found: Found, spec: MLJobSpec, seen: Observed, plan: Plan, told: Told
     if phase == "Succeeded":
         made = made.model_copy(update={"progress": 100, "stage": None})
     return made.model_dump(mode="json", by_alias=True)
+
+
+def _percent(before: MLJobStatus, progress: Mapping[str, Any], told: Told, phase: str | None) -> int | None:
+    if phase != "Running":
+        return None
+    return progress.get("percent") if told.is_asked else before.progress
+
+
+def _seconds_left(before: MLJobStatus, progress: Mapping[str, Any], told: Told, phase: str | None) -> int | None:
+    if phase != "Running":
+        return None
+    left = progress.get("seconds_left") if told.is_asked else before.seconds_left
+    return None if left is None else round(left)
 
 
 Said = tuple[str, bool | None, str, str]

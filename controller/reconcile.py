@@ -22,7 +22,7 @@ from controller.mirror import Mirrored, key_of
 from controller.objects import UID_LABEL
 from controller.observe import Found, Told
 from controller.resources import MLJobSpec, MLRuntimeSpec
-from controller.schedulers import Ask, Unreachable
+from controller.schedulers import State, Unreachable
 
 # A running job's scheduler is asked so often.
 POLL_S = 5.0
@@ -49,7 +49,7 @@ class Reconciler:
     api, mirrors
         Where objects are written and read; the mirrors by kind.
     ask
-        Asks a scheduler what it knows.
+        Returns what a scheduler of a namespace told, or None where it is only being asked for this job.
     emit
         Takes an Event: of which MLJob, its type, reason and message.
     autoscaler
@@ -60,7 +60,7 @@ class Reconciler:
 
     api: Api
     mirrors: Mirrors
-    ask: Ask
+    ask: Callable[[Object, str], State | None]
     emit: Emit
     autoscaler: Autoscaler
     clock: Callable[[], float] = time.time
@@ -149,9 +149,11 @@ class Reconciler:
             return Told()  # it has just become ready: that is written first
         whose = observe.of(found.job, plan.attempts[-1].number)
         try:
-            state = self.ask(whose.namespace, f"{whose.cluster}-scheduler")
+            state = self.ask(found.job, f"{whose.cluster}-scheduler")
         except Unreachable as error:
             return Told(problem=str(error), is_asked=True)
+        if state is None:
+            return Told()
         self.autoscaler.scale_job(found, whose, state)
         return Told(state.get("progress") or {}, is_asked=True)
 

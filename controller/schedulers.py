@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import urllib3
@@ -12,6 +14,8 @@ PATH = "/daskyard/state"
 PORT = 8787
 ASK_S = 3.0
 MAX_BYTES = 4 << 20
+# Schedulers that do not answer hold up these threads, not the rounds of jobs.
+N_THREADS = 32
 
 State = dict[str, Any]
 Ask = Callable[[str, str], State]
@@ -63,3 +67,56 @@ class Schedulers:
         if not isinstance(state, dict) or not {"demands", "workers"} <= state.keys():
             raise Unreachable(f"{url}: an answer without demands and workers")
         return state
+
+
+class Poll:
+    """Answers of schedulers, asked for in threads of their own; each is handed out once.
+
+    Parameters
+    ----------
+    ask
+        Asks one scheduler.
+    """
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="ask")
+        self._lock = threading.Lock()
+        self._answers: dict[tuple[str, str], State | Unreachable | None] = {}
+
+    def take(self, namespace: str, service: str, then: Callable[[], None]) -> State | None:
+        """Return a scheduler's answer; None where it is only being asked: `then` is called when it has answered.
+
+        Raises
+        ------
+        Unreachable
+            When there was no answer.
+        """
+        key = (namespace, service)
+        with self._lock:
+            if key not in self._answers:
+                self._answers[key] = None  # under way
+                self._pool.submit(self._put, key, then)
+                return None
+            answer = self._answers[key]
+            if answer is None:
+                return None
+            del self._answers[key]
+        if isinstance(answer, Unreachable):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Ask nobody any more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _put(self, key: tuple[str, str], then: Callable[[], None]) -> None:
+        try:
+            answer: State | Unreachable = self._ask(*key)
+        except Unreachable as error:
+            answer = error
+        except Exception as error:
+            answer = Unreachable(f"{'/'.join(key)}: {type(error).__name__}: {error}")
+        with self._lock:
+            self._answers[key] = answer
+        then()

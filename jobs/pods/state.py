@@ -5,8 +5,8 @@
      "progress": {"stage": "fit", "index": 2, "n_stages": 5, "percent": 42, "seconds_left": 31.0, "metrics": {}}}
 
 Progress is what a run told last, null where none has; percent and seconds left are null where they are not known.
-Demands are tasks that run, or could run if there were a worker, by the Dask resources that they need. An answer costs a
-bounded time: of many tasks, a part is looked at and counted for the rest.
+Demands are tasks that run, or could run on any worker if there were one, by the Dask resources that they need. An
+answer costs a bounded time: of many tasks, a part is looked at and counted for the rest.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class State:
         for tasks in (scheduler.queued, scheduler.unrunnable, *processing):
             weight = max(len(tasks) / _N_LOOKED_AT, 1.0)
             for task in islice(tasks, _N_LOOKED_AT):
+                if task.worker_restrictions and not task.loose_restrictions:
+                    continue  # such as a rank of a training: no worker that is still to come could take it
                 needs = frozenset((task.resource_restrictions or {}).items())
                 n_tasks[needs] += weight
                 seconds[needs] += weight * scheduler._get_prefix_duration(task.prefix)

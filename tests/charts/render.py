@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CHARTS = ("platform", "runtime", "cluster", "job")
-EXAMPLES = sorted(ROOT.glob("examples/kind/*.yaml"))
+EXAMPLES = sorted(ROOT.glob("examples/daskjobs/*.yaml"))
 
 Object = dict[str, Any]
 
@@ -56,7 +56,7 @@ CASES = {
     "job on kind": Case("job", "california", "daskyard", (*_with("operator_config/kind-jobs.yaml"), _JOB)),
     "job with everything": Case("job", "california", "daskyard", _with(_EVERYTHING.format("job"))),
 }
-ALL = (*CASES, *(f"examples/kind/{path.name}" for path in EXAMPLES))
+ALL = (*CASES, *(f"examples/daskjobs/{path.name}" for path in EXAMPLES))
 
 
 def helm_template(chart: str, release: str, namespace: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +67,7 @@ def helm_template(chart: str, release: str, namespace: str, *options: str) -> su
 
 @cache
 def render(name: str) -> tuple[Object, ...]:
-    """Return the documents of one of ALL: a case, or a manifest of examples/kind."""
+    """Return the documents of one of ALL: a case, or a manifest of examples/daskjobs."""
     if name not in CASES:
         return parse((ROOT / name).read_text())
     case = CASES[name]

@@ -30,8 +30,8 @@ params:
 """
 
 
-def incomes(run_id: str, epochs: int) -> str:
-    """Return a training job on a table; 76 steps of 512 rows an epoch."""
+def incomes(run_id: str, epochs: int, world_size: int | None = None) -> str:
+    """Return a training job on a table, on CPUs; 76 steps of 512 rows an epoch."""
     return f"""
 pipeline: neural_network
 input: s3://demo/data/adult
@@ -40,5 +40,7 @@ run_id: {run_id}
 params:
   target: income
   batch_size: 512
+  hardware: cpu
+  world_size: {"null" if world_size is None else world_size}
   epochs: {epochs}
 """

@@ -18,7 +18,7 @@ from jobs import storage
 from jobs.artifacts import read_manifest
 
 SYSTEM = kube.SYSTEM
-N_EPOCHS = 150
+N_EPOCHS = 60
 
 
 def fresh(run_id: str) -> str:
@@ -79,7 +79,7 @@ futures = client.map(work, range(N), pure=False, resources=RESOURCES, retries=0)
 print(json.dumps(sorted(client.gather(futures)) == list(range(N))))
 """
     workers = {"cpu": {"min": 1, "max": 3}, "gpu": {"min": 0, "max": 2}}
-    with submitted(mljob(name, incomes(name, 4000), workers=workers)):
+    with submitted(mljob(name, incomes(name, 4000, world_size=1), workers=workers)):
         wait_stage(name, "fit")
         cluster = f"{name}-1"
 
@@ -98,7 +98,7 @@ print(json.dumps(sorted(client.gather(futures)) == list(range(N))))
         assert sizes()["gpu"] == 0
         kube.wait("one worker", lambda: sizes() == {"cpu": 1, "gpu": 0}, 120, 1)
         assert [a["number"] for a in status(name)["attempts"]] == [1]
-        # It was trained by whoever was there, and goes on.
+        # The training went on all the while.
         assert status(name)["phase"] == "Running"
         assert condition(name, "SchedulerReached")["status"] == "True"
 

@@ -1,4 +1,4 @@
-"""Do the manifests in examples/ run as they are, and do they find what a laptop finds?"""
+"""Do the MLJobs in examples/ run as they are, and do they find what a laptop finds?"""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import kube
 import pytest
 import yaml
 from distributed import Client, LocalCluster
+from mljobs_of import delete, submitted, wait_end
 
+from controller.resources import MLJobSpec
 from jobs import runner, spec, storage
 from jobs.artifacts import Manifest, read_manifest
 
-MANIFESTS = sorted((kube.ROOT / "examples/kind").glob("*.yaml"))
+MANIFESTS = sorted((kube.ROOT / "examples/mljobs").glob("*.yaml"))
 # Tables and text are the same to the last digits on any number of workers; images differ where the processor's
 # bfloat16 rounds in another order.
 CLOSE = {"image_classification": 0.02}
@@ -28,26 +30,23 @@ def laptop() -> Iterator[Client]:
         yield client
 
 
-def test_there_is_a_manifest_for_each_pipeline() -> None:
+def test_there_is_an_mljob_for_each_pipeline() -> None:
     pipelines = {_job_of(path.stem).pipeline for path in MANIFESTS}
     assert pipelines == set(spec.PIPELINES)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in MANIFESTS])
-def test_manifest_ends_successful_with_the_laptops_metrics(name: str, laptop: Client) -> None:
-    job = _job_of(name)
+def test_mljob_succeeds_with_the_laptops_metrics(name: str, laptop: Client) -> None:
+    job, mljob = _job_of(name), yaml.safe_load((kube.ROOT / f"examples/mljobs/{name}.yaml").read_text())
     run_url = storage.join(job.output, job.name)
     storage.remove_tree(run_url)
-    path = str(kube.ROOT / f"examples/kind/{name}.yaml")
-    release = name.replace("_", "-")
-    kube.kubectl("apply", "--filename", path)
-    try:
-        status = kube.wait_end(release)
-        assert status == "Successful", kube.log(release)
+    with submitted(mljob) as release:
+        said = wait_end(release)
+        assert said["phase"] == "Succeeded", said
+        assert (said["runUrl"], said["progress"]) == (run_url, 100)
+        assert [a["logs"] for a in said["attempts"]] == ["Saved"]
         committed = read_manifest(run_url)
-    finally:
-        kube.kubectl("delete", "--filename", path, "--wait=true", "--timeout=120s")
-        kube.wait(f"the end of all of {release}", lambda: kube.is_gone(release))
+        assert said["metrics"] == pytest.approx(_numbers(committed), nan_ok=True)
     for file in committed.files:
         assert len(storage.read_bytes(file.url)) == file.size
     expected = _on_the_laptop(name, laptop)
@@ -58,21 +57,27 @@ def test_manifest_ends_successful_with_the_laptops_metrics(name: str, laptop: Cl
 
 
 def test_make_submit_follows_a_job_to_its_end() -> None:
-    storage.remove_tree(storage.join("s3://demo/runs", _job_of("california").name))
+    storage.remove_tree("s3://demo/runs/submitted")
     command = ("make", "--no-print-directory", "-C", str(kube.ROOT), "submit", "JOB=examples/california.yaml")
     try:
         said = kube.run(*command, "NAME=submitted", timeout_s=180)
+        columns = kube.kubectl("get", "mljobs").splitlines()
     finally:
-        kube.remove("submitted")
-    assert "5/5 write took" in said
-    assert "submitted: Successful" in said
+        delete("submitted")
+    assert "r2" in said
+    assert "s3://demo/runs/submitted" in said
+    assert columns[0].split() == ["NAME", "PHASE", "STAGE", "PROGRESS", "ATTEMPT", "REASON", "AGE"]
+    assert columns[1].split()[:5] == ["submitted", "Succeeded", "100", "1", "Committed"]
 
 
 @cache
 def _job_of(name: str) -> spec.JobSpec:
-    documents = yaml.safe_load_all((kube.ROOT / f"examples/kind/{name}.yaml").read_text())
-    config = next(document for document in documents if document["kind"] == "ConfigMap")
-    return spec.parse(yaml.safe_load(config["data"]["job.yaml"]))
+    mljob = yaml.safe_load((kube.ROOT / f"examples/mljobs/{name}.yaml").read_text())
+    return MLJobSpec.model_validate(mljob["spec"]).job_spec(mljob["metadata"]["name"])
+
+
+def _numbers(manifest: Manifest) -> dict[str, float]:
+    return {name: value for name, value in manifest.metrics.items() if not isinstance(value, str)}
 
 
 def _on_the_laptop(name: str, client: Client) -> Manifest:

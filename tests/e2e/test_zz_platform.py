@@ -21,7 +21,7 @@ CRDS = {f"{name}.kubernetes.dask.org" for name in ("daskclusters", "daskworkergr
 
 
 def _manifest(kind: str) -> Any:
-    documents = yaml.safe_load_all((kube.ROOT / "examples/kind/california.yaml").read_text())
+    documents = yaml.safe_load_all((kube.ROOT / "examples/daskjobs/california.yaml").read_text())
     return next(document for document in documents if document["kind"] == kind)
 
 

@@ -77,6 +77,16 @@ def test_an_idle_cluster_has_no_demand_and_workers_that_idle_longer_and_longer(c
     assert all(0.2 <= worker["idle_s"] < 10 for worker in asked(cluster)["workers"])
 
 
+def test_tasks_that_are_bound_to_a_worker_call_for_no_other(cluster: SpecCluster) -> None:
+    with Client(cluster) as client:
+        bound = client.submit(wait_for, "end", 1, workers=["c-gpu-worker-b"])
+        free = client.submit(wait_for, "end", 2)
+        told = until(cluster, lambda told: sum(worker["n_tasks"] for worker in told["workers"]) == 2)
+        assert by_needs(told) == {"": 1}
+        Event("end", client=client).set()
+        client.gather([bound, free])
+
+
 def test_tasks_are_told_by_what_they_need_whether_they_run_wait_or_find_no_worker(cluster: SpecCluster) -> None:
     with Client(cluster) as client:
         event = Event("go", client=client)
