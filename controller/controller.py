@@ -78,7 +78,14 @@ class Controller:
         self.metrics = Metrics(self.mirrors["MLJob"].all, lambda: len(self._queue))
         self._poll = Poll(ask or Schedulers())
         self._autoscaler = Autoscaler(api, self.mirrors, self.metrics.on_sizes, quiet_s)
-        self._reconciler = Reconciler(api, self.mirrors, self._ask_for, Events(api), self._autoscaler)
+        self._reconciler = Reconciler(
+            api,
+            self.mirrors,
+            self._ask_for,
+            Events(api),
+            self._autoscaler,
+            on_ready=self.metrics.starts.observe,
+        )
 
     def start_mirrors(self) -> None:
         """Begin to mirror; a standby does that too, so that it can lead at once."""
@@ -126,6 +133,8 @@ class Controller:
     def _changed(self, kind: str, found: Object) -> None:
         namespace, name = key_of(found)
         labels = found["metadata"].get("labels", {})
+        if self.mirrors[kind].get(namespace, name) is None:
+            self._forget(kind, found)
         if kind == "MLJob":
             self._queue.add(Key("MLJob", namespace, name))
         elif kind == "MLRuntime":
@@ -136,6 +145,19 @@ class Controller:
             self._queue.add(Key("MLJob", namespace, labels[JOB_LABEL]))
         elif kind == "DaskWorkerGroup":
             self._queue.add(Key("DaskCluster", namespace, found["spec"]["cluster"]))
+
+    def _forget(self, kind: str, gone: Object) -> None:
+        """Drop what is remembered of an object that has gone."""
+        namespace, name = key_of(gone)
+        match kind:
+            case "MLJob":
+                self._reconciler.forget(gone["metadata"]["uid"])
+                self._failures.pop(Key(kind, namespace, name), None)
+            case "DaskCluster":
+                self._poll.forget(namespace, f"{name}-scheduler")
+            case "DaskWorkerGroup":
+                self._autoscaler.forget(gone["metadata"]["uid"])
+                self.metrics.forget(gone)
 
     def _work(self) -> None:
         while (key := self._queue.take()) is not None:

@@ -57,6 +57,11 @@ def seconds(time: str | None) -> float | None:
     return None if time is None else datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp()
 
 
+def seconds_between(start: str, end: str) -> float:
+    """Return the seconds from one time of Kubernetes to another."""
+    return (seconds(end) or 0.0) - (seconds(start) or 0.0)
+
+
 def time_of(at: float | None) -> str | None:
     """Return a time as Kubernetes writes it, to the microsecond: attempts and deadlines are counted from it."""
     return None if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -20,7 +20,7 @@ from controller.lifecycle import Observed, Plan, follow
 from controller.logs import collected
 from controller.mirror import Mirrored, key_of
 from controller.objects import UID_LABEL
-from controller.observe import Found, Told
+from controller.observe import Found, Told, seconds_between
 from controller.resources import MLJobSpec, MLRuntimeSpec
 from controller.schedulers import State, Unreachable
 
@@ -56,6 +56,8 @@ class Reconciler:
         Sizes the worker groups of running jobs.
     clock
         Seconds since the epoch.
+    on_ready
+        Is told how many seconds a job waited for its first attempt's scheduler and fewest workers.
     """
 
     api: Api
@@ -64,7 +66,12 @@ class Reconciler:
     emit: Emit
     autoscaler: Autoscaler
     clock: Callable[[], float] = time.time
+    on_ready: Callable[[float], None] = lambda seconds: None
     _obstacles: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def forget(self, uid: str) -> None:
+        """Forget a job that has gone."""
+        self._obstacles.pop(uid, None)
 
     def reconcile(self, namespace: str, name: str) -> float | None:
         """Go one round; return after how many seconds to come again, None: when something changes."""
@@ -173,6 +180,8 @@ class Reconciler:
 
     def _tell_change(self, job: Object, before: Object, status: Object) -> None:
         attempts, known = status["attempts"], before.get("attempts") or []
+        if known and attempts[0]["readyTime"] and not known[0].get("readyTime"):
+            self.on_ready(seconds_between(job["metadata"]["creationTimestamp"], attempts[0]["readyTime"]))
         if len(attempts) > len(known):
             self.emit(job, "Normal", "AttemptStarted", f"attempt {attempts[-1]['number']}")
         for old, new in zip(known, attempts, strict=False):

@@ -106,6 +106,12 @@ class Poll:
             raise answer
         return answer
 
+    def forget(self, namespace: str, service: str) -> None:
+        """Forget a scheduler that has gone."""
+        with self._lock:
+            if self._answers.get((namespace, service)) is not None:
+                del self._answers[namespace, service]
+
     def close(self) -> None:
         """Ask nobody any more."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -129,6 +129,9 @@ def no_controllers() -> Iterator[None]:
         kube.wait("their end", lambda: not kube.listed("pods", "--selector", selector, namespace=SYSTEM), 60)
         yield
     finally:
+        leases = [kube.name_of(lease) for lease in kube.listed("leases", namespace=SYSTEM)]
+        for name in filter(lambda name: name.startswith("deaths-"), leases):
+            kube.kubectl("delete", "lease", name, namespace=SYSTEM)
         kube.kubectl("scale", CONTROLLER, "--replicas=2", namespace=SYSTEM)
         kube.kubectl("rollout", "status", CONTROLLER, "--timeout=120s", namespace=SYSTEM)
 

@@ -242,7 +242,9 @@ def test_controller_was_refused_nothing_that_it_asked_of_the_api_server() -> Non
     )
     assert "leads" in said
     assert "is forbidden: User" not in said
-    metrics = kube.kubectl("get", "--raw", f"/api/v1/namespaces/{SYSTEM}/pods/{leader()}:8080/proxy/metrics")
+    read = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/metrics', timeout=10).read().decode())"
+    metrics = kube.kubectl("exec", leader(), "--", "python", "-c", read, namespace=SYSTEM)
+    assert 'daskyard_api_calls_total{kind="DaskCluster",outcome="ok",verb="create"}' in metrics
     refused = [
         line for line in metrics.splitlines() if line.startswith("daskyard_api_calls_total") and "Refused" in line
     ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from kubernetes.client import ApiClient
+from prometheus_client import generate_latest
 
 from controller.api import Api, Object
 from controller.controller import Controller
@@ -217,9 +218,15 @@ def rest(store: Store) -> dict[str, list[str]]:
 
 
 def test_a_job_goes_from_its_file_to_its_commit_and_its_cluster_goes() -> None:
-    with world(COMMITTED) as (store, client, _), controller(client):
+    with world(COMMITTED) as (store, client, around), controller(client) as made:
+        around.holds_runner.set()
         store.create("MLJob", mljob())
+        wait("its cluster", lambda: status(store).get("phase") == "Running")
+        around.holds_runner.clear()
         wait("the end", lambda: is_settled(store, "Succeeded"))
+        figures = generate_latest(made.metrics.registry).decode()
+        assert 'daskyard_mljobs{namespace="team",phase="Succeeded",reason="Committed"} 1.0' in figures
+        assert "daskyard_queue_to_ready_seconds_count 1.0" in figures
         said = status(store)
         assert said["metrics"] == {"inertia": 7.5}
         assert said["runUrl"] == "s3://demo/runs/bio"
