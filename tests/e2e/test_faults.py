@@ -1,8 +1,7 @@
-"""What does a job's user see when pods die, storage stops, or a credential is wrong?"""
+"""What does the user of a DaskJob see when workers die or storage stops? For MLJobs see test_mljobs.py."""
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any
 
@@ -10,14 +9,12 @@ import kube
 import pytest
 import yaml
 from distributed import Client, LocalCluster
-from jobs_of import clusters_of_proteins, incomes
+from jobs_of import clusters_of_proteins
 
 from jobs import runner, spec, storage
 from jobs.artifacts import Manifest, read_manifest
-from jobs.errors import StorageMissingError
 
 N_INIT = 8
-N_EPOCHS = 150
 # Counts, on the scheduler, how often each task's result came into being from now on; results that are there count.
 COUNT = """
 def start(dask_scheduler):
@@ -84,36 +81,6 @@ def test_worker_deleted_with_grace_has_no_result_recomputed(run_id: str, expecte
     assert _committed(run_id).metrics == pytest.approx(expected)
 
 
-def test_scheduler_killed_leads_to_another_try_that_commits(run_id: str, expected: dict[str, Any]) -> None:
-    with kube.job("headless", clusters_of_proteins(run_id, N_INIT)):
-        kube.wait_stage("headless", "3/5 fit")
-        kube.kubectl(
-            "delete", "pod", kube.name_of(kube.pods("headless", "scheduler")[0]), "--grace-period=0", "--force"
-        )
-        assert kube.wait_end("headless") == "Successful", kube.log("headless")
-        assert "try 1 of 4 failed" in kube.log("headless")
-    manifest = _committed(run_id)
-    assert manifest.metrics == pytest.approx(expected)
-    _nothing_else_is_left(manifest, run_id)
-
-
-def test_training_goes_on_without_a_worker_and_with_the_one_that_comes_for_it(run_id: str) -> None:
-    with kube.job("elastic", incomes(run_id, N_EPOCHS)):
-        kube.wait_stage("elastic", "training: 2 ranks from step 1 on")
-        victim = kube.name_of(kube.pods("elastic", "worker")[0])
-        kube.kubectl("delete", "pod", victim, "--grace-period=0", "--force")
-        assert kube.wait_end("elastic") == "Successful", kube.log("elastic")
-        log = kube.log("elastic")
-    assert "try 1" not in log
-    manifest = _committed(run_id)
-    assert (manifest.metrics["n_ranks_lost"], manifest.metrics["n_generations"]) == (1, 3)
-    assert re.findall(r"training: (\d+) ranks? from step", log) == ["2", "1", "2"]
-    [report] = [file.url for file in manifest.files if file.name == "report.html"]
-    rows = re.findall(r"<tr>(.*?)</tr>", storage.read_bytes(report).decode(), re.DOTALL)
-    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in rows]
-    assert [row[4] for row in cells if len(row) == 7 and row[1] == "committed"] == ["2", "1", "2"]
-
-
 def test_storage_stopped_for_30_s_ends_well(run_id: str, expected: dict[str, Any]) -> None:
     with kube.job("dry", clusters_of_proteins(run_id, N_INIT)):
         kube.wait_stage("dry", "dashboard")
@@ -127,41 +94,9 @@ def test_storage_stopped_for_30_s_ends_well(run_id: str, expected: dict[str, Any
     assert _committed(run_id).metrics == pytest.approx(expected)
 
 
-def test_wrong_credentials_fail_within_a_minute_and_say_which_bucket(run_id: str) -> None:
-    keys = "[default]\naws_access_key_id = nobody\naws_secret_access_key = nothing\n"
-    secret = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": "wrong-keys"},
-        "stringData": {"credentials": keys},
-    }
-    manifest = yaml.safe_dump(secret)
-    kube.kubectl("apply", "--server-side", "--filename", "-", stdin=manifest)
-    start = time.monotonic()
-    try:
-        with kube.job("denied", clusters_of_proteins(run_id, N_INIT), "--set", "storage.credentialsSecret=wrong-keys"):
-            assert kube.wait_end("denied", timeout_s=60) == "Failed"
-            assert time.monotonic() - start < 60
-            last = kube.log("denied").strip().splitlines()[-1]
-    finally:
-        kube.kubectl("delete", "secret", "wrong-keys")
-    assert "s3://demo/e2e" in last
-    assert "access denied (403); grant these credentials access to it, or correct them" in last
-
-
 def _yaml(run_id: str) -> Any:
     return yaml.safe_load(clusters_of_proteins(run_id, N_INIT))
 
 
 def _committed(run_id: str) -> Manifest:
     return read_manifest(f"s3://demo/e2e/{run_id}")
-
-
-def _nothing_else_is_left(manifest: Manifest, run_id: str) -> None:
-    """A reader of the folder finds the manifest and the files that it lists, with the sizes that it says."""
-    try:
-        found = {file.url: file.size for file in storage.list_files(f"s3://demo/e2e/{run_id}")}
-    except StorageMissingError:
-        found = {}
-    listed = {file.url: file.size for file in manifest.files}
-    assert {url: size for url, size in found.items() if not url.endswith("/manifest.json")} == listed
