@@ -109,6 +109,19 @@ def test_the_cluster_has_its_name_in_selectors_and_environment_and_no_worker_of_
     assert "$(CLUSTER)" not in json.dumps(made())
 
 
+def test_the_operator_is_asked_neither_to_scale_nor_to_end_a_cluster() -> None:
+    """With an idleTimeout it would set schedulers to close after 300 s; its DaskAutoscaler chooses who goes."""
+    cluster = objects.cluster(OF, SPEC, RUNTIME)
+    assert cluster["spec"].keys() == {"scheduler", "worker"}
+    assert {found["kind"] for found in made()} == {
+        "ConfigMap",
+        "NetworkPolicy",
+        "DaskCluster",
+        "DaskWorkerGroup",
+        "Job",
+    }
+
+
 def test_each_group_is_of_its_hardware_and_begins_with_its_fewest_workers() -> None:
     cpu, fast = objects.worker_groups(OF, SPEC, RUNTIME)
     assert [g["metadata"]["name"] for g in (cpu, fast)] == ["bio-2-cpu", "bio-2-fast"]
