@@ -17,6 +17,8 @@ from controller.resources import Phase
 IMAGE_GRACE_S = 45.0
 # A pod that is not well may get well, or not: it is looked at so often.
 TROUBLE_S = 5.0
+# A runner whose scheduler was started anew ends by itself, most of the time: it is given so long.
+SCHEDULER_GRACE_S = 20.0
 # The first pause before a further attempt; it doubles, up to the second one.
 BACKOFF_S, BACKOFF_MAX_S = 5.0, 300.0
 # Memory of the attempt after one that ran out of it, and how often that is tried.
@@ -113,6 +115,8 @@ class Observed:
         Whether the runner's preflight has found input and output in order.
     is_scheduler_ready, n_workers
         Of its cluster.
+    scheduler_start
+        When its scheduler's container was started; None where it does not run.
     troubles
         Its pods that are not well.
     manifest
@@ -135,6 +139,7 @@ class Observed:
     runner: Runner | None = None
     is_input_ready: bool = False
     is_scheduler_ready: bool = False
+    scheduler_start: float | None = None
     n_workers: int = 0
     troubles: Sequence[Pod] = ()
     manifest: Mapping[str, Any] | None = None
@@ -271,6 +276,10 @@ def _end_of(seen: Observed, current: Attempt) -> _End | None:
         return _end_of_runner(seen, seen.runner)
     if current.ready is not None and not seen.has_cluster:
         return _End("SchedulerLost", "the DaskCluster is gone")
+    start = seen.scheduler_start
+    is_new = current.ready is not None and start is not None and current.ready < start
+    if is_new and start is not None and seen.now - start >= SCHEDULER_GRACE_S:
+        return _End("SchedulerLost", "the scheduler was started anew, and knows nothing of the run")
     for pod in seen.troubles:
         reason = _WAITS.get(pod.waits_for, "")
         is_believed = pod.since >= IMAGE_GRACE_S or pod.waits_for == "InvalidImageName"

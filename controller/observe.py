@@ -135,6 +135,7 @@ def observed(found: Found, spec: MLJobSpec, now: float) -> Observed:
         runner=runner,
         is_input_ready=any(map(_has_passed_preflight, runner_pods)),
         is_scheduler_ready=any(map(is_ready, _in_role(pods, "scheduler"))),
+        scheduler_start=max(map(_started, _in_role(pods, "scheduler")), default=None),
         n_workers=sum(map(is_ready, _in_role(pods, "worker"))),
         troubles=[*_troubles(pods, now), *_not_let_in(found.deployments, whose.attempt)],
         manifest=_committed(runner_pods) if runner is not None and runner.is_over else None,
@@ -249,6 +250,13 @@ def _is_disrupted(pod: Object) -> bool:
 
 def _conditions(found: Object) -> list[Object]:
     return list(found.get("status", {}).get("conditions", []))
+
+
+def _started(pod: Object) -> float:
+    """Return when the pod's first container was started; 0 where it does not run."""
+    statuses = pod.get("status", {}).get("containerStatuses", [])
+    running = [s["state"]["running"]["startedAt"] for s in statuses if "running" in s.get("state", {})]
+    return (seconds(running[0]) or 0.0) if running else 0.0
 
 
 def is_ready(pod: Object) -> bool:

@@ -77,7 +77,8 @@ def _job_of(name: str) -> spec.JobSpec:
 
 
 def _numbers(manifest: Manifest) -> dict[str, float]:
-    return {name: value for name, value in manifest.metrics.items() if not isinstance(value, str)}
+    # What is null is not there in a status.
+    return {name: value for name, value in manifest.metrics.items() if value is not None and not isinstance(value, str)}
 
 
 def _on_the_laptop(name: str, client: Client) -> Manifest:

@@ -18,6 +18,7 @@ from controller.lifecycle import (
     DISRUPTIONS,
     IMAGE_GRACE_S,
     SAVED,
+    SCHEDULER_GRACE_S,
     Action,
     Attempt,
     Observed,
@@ -141,6 +142,15 @@ def test_a_cluster_that_was_complete_once_may_lose_workers_and_the_deadline_for_
     assert (first.phase, first.attempts[-1].ready) == ("Running", NOW)
     later = replace(RUNNING, n_workers=0, is_scheduler_ready=False, now=NOW + 9999)
     assert (follow(later).phase, follow(later).attempts[-1].end) == ("Running", None)
+
+
+def test_a_scheduler_that_was_started_anew_ends_the_attempt_where_its_runner_does_not() -> None:
+    anew = replace(RUNNING, scheduler_start=NOW - 4)  # it was ready before
+    assert (follow(anew).phase, follow(anew).attempts[-1].end) == ("Running", None)
+    late = follow(replace(anew, now=NOW - 4 + SCHEDULER_GRACE_S))
+    assert late.attempts[-1].reason == "SchedulerLost"
+    before = replace(RUNNING, scheduler_start=NOW - 6, now=NOW + 9999)
+    assert follow(before).attempts[-1].end is None
 
 
 def test_success_is_the_manifest_and_nothing_else() -> None:
