@@ -19,7 +19,7 @@ from jobs import storage
 from jobs.artifacts import read_manifest
 
 SYSTEM = kube.SYSTEM
-N_EPOCHS = 120
+N_EPOCHS = 60
 
 
 def fresh(run_id: str) -> str:
