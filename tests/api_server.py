@@ -231,9 +231,12 @@ def api_server() -> Iterator[tuple[Store, ApiClient]]:
     thread.start()
     configuration = Configuration(host=f"http://127.0.0.1:{server.server_address[1]}")
     configuration.connection_pool_maxsize = 200
+    client = ApiClient(configuration)
     try:
-        yield store, ApiClient(configuration)
+        yield store, client
     finally:
+        # Else sockets would be left to the garbage collector, which tells some later test of them.
+        client.rest_client.pool_manager.clear()
         server.shutdown()
         server.server_close()
         thread.join(5)
