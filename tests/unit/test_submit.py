@@ -86,7 +86,7 @@ class Server:
             return self._create(query, body)
         if (verb, path) == ("GET", PODS):
             labels = query["labelSelector"][0].split(",")
-            assert {"daskyard.dev/job-uid=uid-1", "daskyard.dev/attempt=1", "app.kubernetes.io/component=runner"} < {
+            assert {"daskyard.dev/job-uid=uid-1", "daskyard.dev/attempt=1", "app.kubernetes.io/component=runner"} == {
                 *labels
             }
             metadata = {"name": "bio-kmeans-1-x", "creationTimestamp": TIMES["startTime"]}
