@@ -11,7 +11,6 @@ NAME ?= $(subst _,-,$(basename $(notdir $(JOB))))
 CONTEXT = $(shell kubectl config current-context 2>/dev/null)
 IS_KIND = $(filter kind-%,$(CONTEXT))
 PLATFORM_VALUES ?= operator_config/operator.yaml $(if $(IS_KIND),operator_config/kind.yaml)
-JOB_VALUES ?= $(if $(IS_KIND),operator_config/kind-jobs.yaml)
 # What the MLJobs of NAMESPACE are made of. On other clusters a runtime is installed where its values are named.
 RUNTIME_VALUES ?= $(if $(IS_KIND),operator_config/kind-runtime.yaml)
 IMAGE_SUFFIX = $(if $(filter gpu,$(DEVICE)),-gpu)

@@ -33,11 +33,6 @@ class Kind:
     path: str
     plural: str
 
-    @property
-    def api_version(self) -> str:
-        """As objects name it."""
-        return self.path.removeprefix("/apis/").removeprefix("/api/")
-
 
 def _kinds() -> dict[str, Kind]:
     daskyard, dask = "/apis/daskyard.dev/v1alpha1", "/apis/kubernetes.dask.org/v1"

@@ -16,8 +16,8 @@ from typing import Any
 from controller.api import Api, Object
 from controller.mirror import Mirrored
 from controller.objects import Of
-from controller.observe import Found, spec_of
-from controller.resources import GROUP
+from controller.observe import Found
+from controller.resources import GROUP, MLJobSpec
 from controller.scaling import Decision, Demand, Group, Limits, Worker, decide
 
 # Fewer workers must have been enough for so long before one goes.
@@ -62,9 +62,9 @@ class Autoscaler:
         self._enough_since: dict[str, float | None] = {}
         self._short: dict[str, tuple[int, float]] = {}
 
-    def scale_job(self, found: Found, whose: Of, state: Mapping[str, Any]) -> None:
+    def scale_job(self, found: Found, spec: MLJobSpec, whose: Of, state: Mapping[str, Any]) -> None:
         """Size the groups of a job's attempt."""
-        spec, runtime = spec_of(found.job), found.runtime
+        runtime = found.runtime
         by_name = {group["metadata"]["name"]: group for group in found.groups}
         pairs = []
         for name, group in spec.workers.items():

@@ -116,7 +116,7 @@ class Observed:
     is_scheduler_ready, n_workers
         Of its cluster.
     scheduler_start
-        When its scheduler's container was started; None where it does not run.
+        When its scheduler's container was started; 0 where it does not run.
     troubles
         Its pods that are not well.
     manifest
@@ -139,7 +139,7 @@ class Observed:
     runner: Runner | None = None
     is_input_ready: bool = False
     is_scheduler_ready: bool = False
-    scheduler_start: float | None = None
+    scheduler_start: float = 0.0
     n_workers: int = 0
     troubles: Sequence[Pod] = ()
     manifest: Mapping[str, Any] | None = None
@@ -276,9 +276,7 @@ def _end_of(seen: Observed, current: Attempt) -> _End | None:
         return _end_of_runner(seen, seen.runner)
     if current.ready is not None and not seen.has_cluster:
         return _End("SchedulerLost", "the DaskCluster is gone")
-    start = seen.scheduler_start
-    is_new = current.ready is not None and start is not None and current.ready < start
-    if is_new and start is not None and seen.now - start >= SCHEDULER_GRACE_S:
+    if current.ready is not None and current.ready < seen.scheduler_start <= seen.now - SCHEDULER_GRACE_S:
         return _End("SchedulerLost", "the scheduler was started anew, and knows nothing of the run")
     for pod in seen.troubles:
         reason = _WAITS.get(pod.waits_for, "")

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from controller.api import Object
-from controller.lifecycle import Attempt, Observed, Plan, Pod, Role, Runner, Wanted
+from controller.lifecycle import SAVED, Attempt, Observed, Plan, Pod, Role, Runner, Wanted
 from controller.objects import ATTEMPT_LABEL, ROLE_LABEL, Of, problems
 from controller.resources import (
     AttemptStatus,
@@ -135,7 +135,7 @@ def observed(found: Found, spec: MLJobSpec, now: float) -> Observed:
         runner=runner,
         is_input_ready=any(map(_has_passed_preflight, runner_pods)),
         is_scheduler_ready=any(map(is_ready, _in_role(pods, "scheduler"))),
-        scheduler_start=max(map(_started, _in_role(pods, "scheduler")), default=None),
+        scheduler_start=max(map(_started, _in_role(pods, "scheduler")), default=0.0),
         n_workers=sum(map(is_ready, _in_role(pods, "worker"))),
         troubles=[*_troubles(pods, now), *_not_let_in(found.deployments, whose.attempt)],
         manifest=_committed(runner_pods) if runner is not None and runner.is_over else None,
@@ -245,7 +245,11 @@ def _has_passed_preflight(pod: Object) -> bool:
 
 
 def _is_disrupted(pod: Object) -> bool:
-    return any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in _conditions(pod))
+    return _is_true(pod, "DisruptionTarget")
+
+
+def _is_true(found: Object, condition: str) -> bool:
+    return any(c["type"] == condition and c["status"] == "True" for c in _conditions(found))
 
 
 def _conditions(found: Object) -> list[Object]:
@@ -261,8 +265,7 @@ def _started(pod: Object) -> float:
 
 def is_ready(pod: Object) -> bool:
     """Whether the pod says that it is ready, and stays."""
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in _conditions(pod))
-    return ready and "deletionTimestamp" not in pod["metadata"]
+    return _is_true(pod, "Ready") and "deletionTimestamp" not in pod["metadata"]
 
 
 def _troubles(pods: Iterable[Object], now: float) -> list[Pod]:
@@ -357,7 +360,12 @@ def status(found: Found, spec: MLJobSpec, seen: Observed, plan: Plan, told: Told
         )
         for a in plan.attempts
     ]
-    progress = told.progress if phase == "Running" else {}
+    progress: Mapping[str, Any] = {}
+    if phase == "Running" and told.is_asked:
+        progress = told.progress
+    elif phase == "Running":
+        progress = {"percent": before.progress, "seconds_left": before.seconds_left}
+    seconds_left = progress.get("seconds_left")
     made = MLJobStatus(
         phase=phase,
         observed_generation=found.job["metadata"].get("generation"),
@@ -365,8 +373,8 @@ def status(found: Found, spec: MLJobSpec, seen: Observed, plan: Plan, told: Told
         attempts=attempts,
         attempt=attempts[-1].number if attempts else None,
         stage=progress.get("stage") or (before.stage if phase in ("Running", "Failed") else None),
-        progress=_percent(before, progress, told, phase),
-        seconds_left=_seconds_left(before, progress, told, phase),
+        progress=progress.get("percent"),
+        seconds_left=None if seconds_left is None else round(seconds_left),
         metrics=dict(seen.manifest or progress.get("metrics") or before.metrics),
         run_url=spec.run_url(_name(found.job)) if phase == "Succeeded" else None,
         start_time=before.start_time or time_of(seen.start),
@@ -375,19 +383,6 @@ def status(found: Found, spec: MLJobSpec, seen: Observed, plan: Plan, told: Told
     if phase == "Succeeded":
         made = made.model_copy(update={"progress": 100, "stage": None})
     return made.model_dump(mode="json", by_alias=True)
-
-
-def _percent(before: MLJobStatus, progress: Mapping[str, Any], told: Told, phase: str | None) -> int | None:
-    if phase != "Running":
-        return None
-    return progress.get("percent") if told.is_asked else before.progress
-
-
-def _seconds_left(before: MLJobStatus, progress: Mapping[str, Any], told: Told, phase: str | None) -> int | None:
-    if phase != "Running":
-        return None
-    left = progress.get("seconds_left") if told.is_asked else before.seconds_left
-    return None if left is None else round(left)
 
 
 Said = tuple[str, bool | None, str, str]
@@ -412,8 +407,8 @@ def _said(found: Found, seen: Observed, plan: Plan, told: Told, is_finished: boo
         said.append((SCHEDULER_REACHED, None, "Finished", ""))
     logs = plan.attempts[-1].logs if plan.attempts else ""
     if logs:
-        is_saved = logs == "Saved"
-        said.append((LOGS_SAVED, is_saved, "Saved" if is_saved else "NotSaved", "" if is_saved else logs))
+        is_saved = logs == SAVED
+        said.append((LOGS_SAVED, is_saved, SAVED if is_saved else "NotSaved", "" if is_saved else logs))
     return said
 
 

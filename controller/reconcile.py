@@ -89,7 +89,7 @@ class Reconciler:
         obstacle = self._obstacles.get(job["metadata"]["uid"])
         if obstacle is not None and plan.action is not None:
             plan = replace(plan, reason=obstacle[0], message=obstacle[1])
-        told = self._told(found, seen, plan)
+        told = self._told(found, spec, seen, plan)
         job = self._write_status(found, spec, seen, plan, told)
         if plan.action is not None:
             return self._act(job, found, spec, plan)
@@ -148,7 +148,7 @@ class Reconciler:
             self.mirrors["Pod"].learn(pod)
         return observe.observed(self.found(found.job, spec), spec, seen.now)
 
-    def _told(self, found: Found, seen: Observed, plan: Plan) -> Told:
+    def _told(self, found: Found, spec: MLJobSpec, seen: Observed, plan: Plan) -> Told:
         """Ask the scheduler of a running job, and let its worker groups follow its demand."""
         if plan.phase != "Running" or not plan.attempts or plan.attempts[-1].ready is None:
             return Told()
@@ -161,7 +161,7 @@ class Reconciler:
             return Told(problem=str(error), is_asked=True)
         if state is None:
             return Told()
-        self.autoscaler.scale_job(found, whose, state)
+        self.autoscaler.scale_job(found, spec, whose, state)
         return Told(state.get("progress") or {}, is_asked=True)
 
     def _write_status(self, found: Found, spec: MLJobSpec, seen: Observed, plan: Plan, told: Told) -> Object:
