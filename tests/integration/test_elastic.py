@@ -32,7 +32,6 @@ from tests.integration.counted import N, Numbers, assert_each_was_counted_once, 
 
 TRAINER = replace(
     counted.TRAINER,
-    data=Numbers(N, 0.02),
     world_size=3,
     hang_timeout_s=3,
     n_threads=1,  # the last digits can depend on it
@@ -60,19 +59,21 @@ def workers(client: Client) -> list[int]:
 
 @pytest.fixture(scope="module")
 def undisturbed() -> TrainResult:
-    return replace(TRAINER, data=Numbers(N)).fit_here()
+    return TRAINER.fit_here()
 
 
-def at(share: float, act: Callable[[], None]) -> Callable[[int, int], None]:
-    """Return a listener that acts once, when this share of the samples has been seen."""
-    done: list[bool] = []
+def fit_disturbed(
+    client: Client, share: float, act: Callable[[], None], folder: Path, trainer: Trainer = TRAINER
+) -> TrainResult:
+    """Fit, and act once this share of the samples has been seen: data is slow until then, so no fit ends before."""
+    is_over = folder / "over"
 
     def on_progress(n_seen: int, n_total: int) -> None:
-        if not done and n_seen >= share * n_total:
-            done.append(True)
+        if not is_over.exists() and n_seen >= share * n_total:
             act()
+            is_over.touch()
 
-    return on_progress
+    return replace(trainer, data=Numbers(N, 0.1, is_over)).fit(client, on_progress)
 
 
 def when_committed(*acts: Callable[[], None]) -> Callable[[Change], None]:
@@ -117,32 +118,41 @@ def happened(result: TrainResult, kind: str) -> int:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_any_number_of_ranks_learns_the_same(client: Client, undisturbed: TrainResult, world_size: int) -> None:
-    assert_same(replace(TRAINER, data=Numbers(N), world_size=world_size).fit(client), undisturbed)
+    assert_same(replace(TRAINER, world_size=world_size).fit(client), undisturbed)
 
 
 @pytest.mark.parametrize(("share", "which"), [(0.0, 1), (0.34, 0), (0.5, 2), (0.7, 0)])
 def test_a_killed_rank_is_done_without_by_the_same_processes(
-    client: Client, workers: list[int], undisturbed: TrainResult, share: float, which: int
+    client: Client, workers: list[int], undisturbed: TrainResult, tmp_path: Path, share: float, which: int
 ) -> None:
     # Among them is the one at whose store the others met.
     before: list[int] = []
     after: list[int] = []
+    is_over = tmp_path / "over"
 
-    def kill() -> None:
-        before.extend(ranks(workers))
-        os.kill(before[which], signal.SIGKILL)
+    def kill(n_seen: int, n_total: int) -> None:
+        if not before and n_seen >= share * n_total:
+            before.extend(ranks(workers))
+            os.kill(before[which], signal.SIGKILL)
 
-    result = replace(TRAINER, data=Numbers(N, 0.05)).fit(
-        client, at(share, kill), when_committed(nothing, lambda: after.extend(ranks(workers)))
-    )
+    def look() -> None:
+        after.extend(ranks(workers))
+        is_over.touch()
+
+    result = replace(TRAINER, data=Numbers(N, 0.1, is_over)).fit(client, kill, when_committed(nothing, look))
     assert_same(result, undisturbed)
     assert set(before) & set(after) == set(before) - {before[which]}
     assert "SIGKILL" in next(change for change in result.timeline if change.kind == "lost").why
 
 
-def test_the_process_whose_store_the_others_met_at_may_be_killed(client: Client, undisturbed: TrainResult) -> None:
+def test_the_process_whose_store_the_others_met_at_may_be_killed(
+    client: Client, undisturbed: TrainResult, tmp_path: Path
+) -> None:
+    is_over = tmp_path / "over"
     limits = Limits(3, 1, 3, "auto", 60, 60, 10, 1)
-    fit = Driver(client, TRAINER._plan(), limits, lambda done, total: kill(done / total))
+    fit = Driver(
+        client, replace(TRAINER, data=Numbers(N, 0.1, is_over))._plan(), limits, lambda done, total: kill(done / total)
+    )
     killed: list[str] = []
 
     def kill(share: float) -> None:
@@ -150,6 +160,7 @@ def test_the_process_whose_store_the_others_met_at_may_be_killed(client: Client,
             killed.append(fit._membership.current[0])
             ready = next(c for c in fit._membership.timeline if (c.kind, c.member) == ("ready", killed[0]))
             os.kill(int(ready.why.removeprefix("process ")), signal.SIGKILL)
+            is_over.touch()
 
     outcome = fit.run()
     assert [change.member for change in outcome.timeline if change.kind == "lost"] == killed
@@ -158,24 +169,26 @@ def test_the_process_whose_store_the_others_met_at_may_be_killed(client: Client,
 
 
 def test_a_rank_that_hangs_is_killed_and_done_without(
-    client: Client, workers: list[int], undisturbed: TrainResult
+    client: Client, workers: list[int], undisturbed: TrainResult, tmp_path: Path
 ) -> None:
-    result = TRAINER.fit(client, at(0.4, send(signal.SIGSTOP, slice(0, 1), workers)))
+    result = fit_disturbed(client, 0.4, send(signal.SIGSTOP, slice(0, 1), workers), tmp_path)
     assert_same(result, undisturbed)
     [lost] = [change for change in result.timeline if change.kind == "lost"]
     assert "hung for 3 s" in lost.why
 
 
 def test_a_rank_that_is_told_to_leave_finishes_its_step(
-    client: Client, workers: list[int], undisturbed: TrainResult
+    client: Client, workers: list[int], undisturbed: TrainResult, tmp_path: Path
 ) -> None:
-    result = TRAINER.fit(client, at(0.4, send(signal.SIGTERM, slice(1, 2), workers)))
+    result = fit_disturbed(client, 0.4, send(signal.SIGTERM, slice(1, 2), workers), tmp_path)
     assert_same(result, undisturbed)
     assert (happened(result, "left"), happened(result, "lost"), happened(result, "broken")) == (1, 0, 0)
 
 
-def test_two_ranks_killed_at_once_leave_one(client: Client, workers: list[int], undisturbed: TrainResult) -> None:
-    result = TRAINER.fit(client, at(0.4, send(signal.SIGKILL, slice(0, 2), workers)))
+def test_two_ranks_killed_at_once_leave_one(
+    client: Client, workers: list[int], undisturbed: TrainResult, tmp_path: Path
+) -> None:
+    result = fit_disturbed(client, 0.4, send(signal.SIGKILL, slice(0, 2), workers), tmp_path)
     assert_same(result, undisturbed)
     assert happened(result, "lost") == 2
 
@@ -253,7 +266,15 @@ def test_all_ranks_killed_begin_again_at_the_last_checkpoint(
     client: Client, workers: list[int], undisturbed: TrainResult, tmp_path: Path
 ) -> None:
     trainer = replace(TRAINER, checkpoints=Checkpoints(str(tmp_path), "f" * 64), checkpoint_every_s=0.3)
-    result = trainer.fit(client, at(0.8, send(signal.SIGKILL, slice(None), workers)))
+
+    def kill_all() -> None:
+        deadline = time.monotonic() + 30
+        while (latest := trainer.checkpoints.latest()) is None or latest.position <= 12:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        send(signal.SIGKILL, slice(None), workers)()
+
+    result = fit_disturbed(client, 0.5, kill_all, tmp_path, trainer)
     assert_same(result, undisturbed)
     formed = [change.position for change in result.timeline if change.kind == "formed"]
     assert formed[0] == 0
@@ -262,9 +283,9 @@ def test_all_ranks_killed_begin_again_at_the_last_checkpoint(
 
 
 def test_without_checkpoints_all_ranks_killed_begin_anew(
-    client: Client, workers: list[int], undisturbed: TrainResult
+    client: Client, workers: list[int], undisturbed: TrainResult, tmp_path: Path
 ) -> None:
-    assert_same(TRAINER.fit(client, at(0.5, send(signal.SIGKILL, slice(None), workers))), undisturbed)
+    assert_same(fit_disturbed(client, 0.5, send(signal.SIGKILL, slice(None), workers), tmp_path), undisturbed)
 
 
 def test_a_second_fit_goes_on_in_mid_epoch_where_the_first_was_cut_off(
@@ -275,7 +296,7 @@ def test_a_second_fit_goes_on_in_mid_epoch_where_the_first_was_cut_off(
 
     trainer = replace(TRAINER, checkpoints=Checkpoints(str(tmp_path), "f" * 64), checkpoint_every_s=0.2)
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(client, at(0.5, interrupt))
+        fit_disturbed(client, 0.5, interrupt, tmp_path, trainer)
     latest = trainer.checkpoints.latest() if trainer.checkpoints is not None else None
     assert latest is not None
     result = replace(trainer, world_size=2).fit(client)
@@ -286,7 +307,7 @@ def test_a_second_fit_goes_on_in_mid_epoch_where_the_first_was_cut_off(
 
 
 def test_a_step_that_always_loses_its_rank_ends_the_fit_and_says_so(client: Client) -> None:
-    trainer = replace(TRAINER, loss_fn=deadly_loss, world_size=1, data=Numbers(N))
+    trainer = replace(TRAINER, loss_fn=deadly_loss, world_size=1)
     with pytest.raises(WorkersLostError, match=r"ranks were lost 5 times at step 1, the last: .*SIGKILL"):
         trainer.fit(client)
 
@@ -297,7 +318,7 @@ def deadly_loss(outputs: tuple[torch.Tensor, torch.Tensor], targets: torch.Tenso
 
 
 def test_a_rank_keeps_the_memory_that_a_step_frees_for_the_next(client: Client) -> None:
-    replace(TRAINER, loss_fn=loss_in_memory_that_was_there, world_size=1, epochs=1, data=Numbers(N)).fit(client)
+    replace(TRAINER, loss_fn=loss_in_memory_that_was_there, world_size=1, epochs=1).fit(client)
 
 
 def loss_in_memory_that_was_there(outputs: tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
@@ -312,14 +333,14 @@ def loss_in_memory_that_was_there(outputs: tuple[torch.Tensor, torch.Tensor], ta
     return counting_loss(outputs, targets)
 
 
-def test_fewer_ranks_than_the_minimum_end_the_fit(client: Client, workers: list[int]) -> None:
+def test_fewer_ranks_than_the_minimum_end_the_fit(client: Client, workers: list[int], tmp_path: Path) -> None:
     trainer = replace(TRAINER, min_world_size=3, start_timeout_s=8)
 
     def forbid_more() -> None:
         send(signal.SIGTERM, slice(0, 1), workers)()  # told to leave: no other is started there
 
     with pytest.raises(WorkersLostError, match="2 ranks ready in 8 s, 3 are needed"):
-        trainer.fit(client, at(0.3, forbid_more))
+        fit_disturbed(client, 0.3, forbid_more, tmp_path, trainer)
 
 
 def test_two_fits_at_once_never_hold_half_of_the_workers_each(cluster: LocalCluster, undisturbed: TrainResult) -> None:
@@ -344,7 +365,7 @@ def test_a_worker_that_comes_joins_and_one_that_retires_leaves(undisturbed: Trai
         acts = when_committed(
             lambda: cluster.scale(2), lambda: pool.submit(client.retire_workers, [first]), is_over.touch
         )
-        trainer = replace(TRAINER, data=Numbers(N, 1.0, is_over), world_size=1, max_world_size=2)
+        trainer = replace(TRAINER, data=Numbers(N, 0.3, is_over), world_size=1, max_world_size=2)
         result = trainer.fit(client, on_change=acts)
     assert_same(result, undisturbed)
     assert sizes_of(result) == [1, 2, 1]
