@@ -175,8 +175,8 @@ def runtime() -> Object:
         }
 
     ports = [
-        {"name": "tcp-comm", "port": 8786, "targetPort": "8786"},
-        {"name": "http-dashboard", "port": 8787, "targetPort": "8787"},
+        {"name": "tcp-comm", "port": 8786, "targetPort": "tcp-comm"},
+        {"name": "http-dashboard", "port": 8787, "targetPort": "http-dashboard"},
     ]
     selector = {"dask.org/cluster-name": "$(CLUSTER)", "dask.org/component": "scheduler"}
     policy = {"podSelector": {"matchLabels": {"dask.org/cluster-name": "$(CLUSTER)"}}, "policyTypes": ["Ingress"]}

@@ -333,6 +333,9 @@ class Driver:
                     raise error
                 self._gone(keeper, str(error))
             elif status in ("cancelled", "lost"):
+                if status == "cancelled" and _why_cancelled(keeper.future) == "scheduler-connection-lost":
+                    # The client may have found a new scheduler, but no event of this fit would come from there.
+                    raise WorkersLostError("training: connection to the scheduler lost; run the job again")
                 self._gone(keeper, f"{keeper.address}: the worker's task was {status}")
 
     def _is_loss(self, error: BaseException, keeper: _Keeper) -> bool:
@@ -394,3 +397,11 @@ class Driver:
                 result: RankResult = cloudpickle.loads(pickled)
                 return result
         raise WorkersLostError("training: all workers that had the result were lost; run the job again")
+
+
+def _why_cancelled(future: Future) -> str:
+    try:
+        future.result(timeout=_RESULT_TIMEOUT_S)
+    except CancelledError as error:
+        return getattr(error, "reason", None) or ""
+    return ""

@@ -90,7 +90,7 @@ def work(i):
 futures = client.map(work, range(N), pure=False, resources=RESOURCES, retries=0)
 print(json.dumps(sorted(client.gather(futures)) == list(range(N))))
 """
-    workers = {"cpu": {"min": 1, "max": 3}, "gpu": {"min": 0, "max": 2}}
+    workers = {"cpu": {"min": 1, "max": 4}, "gpu": {"min": 0, "max": 2}}
     with submitted(mljob(name, incomes(name, 4000, world_size=1), workers=workers)):
         wait_stage(name, "fit")
         cluster = f"{name}-1"
@@ -105,8 +105,8 @@ print(json.dumps(sorted(client.gather(futures)) == list(range(N))))
         assert sizes()["gpu"] == 2
         assert sizes()["cpu"] == 1
         kube.wait("no GPU worker", lambda: sizes() == {"cpu": 1, "gpu": 0}, 120, 1)
-        assert kube.on_scheduler(cluster, load.replace("N", "45").replace("RESOURCES", "None"), 240) is True
-        assert sizes()["cpu"] == 3
+        assert kube.on_scheduler(cluster, load.replace("N", "60").replace("RESOURCES", "None"), 240) is True
+        assert sizes()["cpu"] == 4
         assert sizes()["gpu"] == 0
         kube.wait("one worker", lambda: sizes() == {"cpu": 1, "gpu": 0}, 120, 1)
         assert [a["number"] for a in status(name)["attempts"]] == [1]

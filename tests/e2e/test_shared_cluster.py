@@ -64,7 +64,21 @@ def test_cluster_grows_under_load_and_goes_back_to_its_minimum_without_touching_
     assert len([name for name in workers if name.startswith("shared-default-")]) >= 2
     kube.wait("the minimum", lambda: len(_names("default")) == 1, timeout_s=150, pause_s=2)
     assert _names("gpu") == gpu
-    assert kube.get("daskworkergroup", "shared-default")["spec"]["worker"]["replicas"] == 1
+    assert _size("default") == 1
+
+
+def test_groups_that_say_how_far_grow_for_their_own_tasks_and_go_back(shared: str) -> None:
+    kube.kubectl("delete", "daskautoscaler", shared)
+    for group, n_min, n_max in (("default", 1, 3), ("gpu", 0, 1)):
+        bounds = (f"daskyard.dev/min-workers={n_min}", f"daskyard.dev/max-workers={n_max}")
+        kube.kubectl("annotate", "daskworkergroup", f"shared-{group}", *bounds)
+    kube.wait("no GPU worker", lambda: (_size("default"), _size("gpu")) == (1, 0), timeout_s=120, pause_s=1)
+    assert all(name.startswith("shared-gpu-") for name in kube.on_scheduler(shared, ASK_FOR_GPU))
+    assert (_size("default"), _size("gpu")) == (1, 1)
+    kube.wait("no GPU worker", lambda: _size("gpu") == 0, timeout_s=120, pause_s=1)
+    workers = kube.on_scheduler(shared, f"N = 24\n{LOAD}", timeout_s=180)
+    assert len([name for name in workers if name.startswith("shared-default-")]) == 3
+    kube.wait("the minimum", lambda: (_size("default"), _size("gpu")) == (1, 0), timeout_s=120, pause_s=1)
 
 
 def test_training_that_asks_for_gpus_runs_on_gpu_workers() -> None:
@@ -77,6 +91,10 @@ def test_training_that_asks_for_gpus_runs_on_gpu_workers() -> None:
         metrics: dict[str, Any] = dict(read_manifest("s3://demo/e2e/on-gpu").metrics)
     # Two workers without a GPU and one with: had the ranks been anywhere, there would be three.
     assert metrics["world_size"] == 1
+
+
+def _size(group: str) -> int:
+    return int(kube.get("daskworkergroup", f"shared-{group}")["spec"]["worker"]["replicas"])
 
 
 def _names(group: str) -> list[str]:

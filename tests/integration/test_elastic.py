@@ -29,6 +29,7 @@ from jobs.training.membership import Change
 from jobs.training.trainer import Trainer, TrainResult
 from tests.integration import counted
 from tests.integration.counted import N, Numbers, assert_each_was_counted_once, counting_loss
+from tests.processes import Processes
 
 TRAINER = replace(
     counted.TRAINER,
@@ -399,6 +400,26 @@ def test_a_driver_that_is_killed_leaves_no_rank_and_its_fit_goes_on_elsewhere(
 def fit_at(address: str, trainer: Trainer) -> None:
     with Client(address) as client:
         trainer.fit(client)
+
+
+def test_a_scheduler_that_is_started_anew_ends_the_fit(tmp_path: Path) -> None:
+    processes = Processes(tmp_path)
+
+    def restart() -> None:
+        processes.kill_scheduler()
+        processes.start_scheduler()
+
+    try:
+        processes.start_scheduler()
+        processes.start_worker()
+        with Client(processes.address, timeout=60) as client:
+            client.wait_for_workers(1, timeout=60)
+            start = time.monotonic()
+            with pytest.raises(WorkersLostError, match="connection to the scheduler lost"):
+                replace(TRAINER, data=Numbers(N, 1.0), world_size=1).fit(client, on_change=when_committed(restart))
+            assert time.monotonic() - start < 60  # a fit that waits for ranks does so for 120 s
+    finally:
+        processes.stop()
 
 
 def test_no_process_is_left(client: Client, workers: list[int]) -> None:
