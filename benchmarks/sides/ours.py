@@ -96,7 +96,8 @@ def tfidf(folder: Path, n_workers: int) -> Work:
 
 
 def implicit_als(folder: Path, rank: int, regularization: float, alpha: float, n_iterations: int) -> Work:
-    blocks = _spread(InteractionBlocks.of(sparse.load_npz(folder / "interactions.npz"), 2))
+    # In float32, as both peers compute.
+    blocks = _spread(InteractionBlocks.of(sparse.load_npz(folder / "interactions.npz").astype("float32"), 2))
     model = ImplicitALS(rank, regularization=regularization, alpha=alpha, n_iterations=n_iterations)
 
     def fit() -> ImplicitALS:

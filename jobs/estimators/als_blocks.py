@@ -62,13 +62,14 @@ class InteractionBlocks:
 
 
 class Summary(NamedTuple):
-    """What a block's stored values tell: how many, their sum and bounds, and whether all are finite."""
+    """What a block's stored values tell: how many, their sum and bounds, whether all are finite, and their type."""
 
     n: int
     total: float
     low: float
     high: float
     is_finite: bool
+    dtype: Any
 
 
 class Submit:
@@ -101,9 +102,14 @@ def summary(block: Any) -> Summary:
     """Summarise the stored values of a sparse block."""
     values = block.data
     if not len(values):
-        return Summary(0, 0.0, np.inf, -np.inf, True)
+        return Summary(0, 0.0, np.inf, -np.inf, True, values.dtype)
     return Summary(
-        len(values), float(values.sum()), float(values.min()), float(values.max()), bool(np.isfinite(values).all())
+        len(values),
+        float(values.sum(dtype=np.float64)),
+        float(values.min()),
+        float(values.max()),
+        bool(np.isfinite(values).all()),
+        values.dtype,
     )
 
 

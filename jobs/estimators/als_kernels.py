@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jobs.estimators.compiled import IS_CACHED
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.float64] | NDArray[np.float32]
 Ints = NDArray[np.int32] | NDArray[np.int64]
 
 # Rows of factors gathered at a time for one matrix product: bounds the memory of an item that everybody rated.
@@ -118,7 +118,6 @@ def explicit_rows(
     return rows, squared_error, penalty_sum
 
 
-@_compiled
 def implicit_rows(
     indptr: Ints,
     indices: Ints,
@@ -225,15 +224,17 @@ def _cg_rows(
     """Take `n_steps` conjugate-gradient steps with each row: A x = b, A = Y'Y + penalty I + Y'(C - I)Y, b = Y'C 1.
 
     What all rows share, Y'Y + penalty I, is multiplied with many rows at a time, which costs a fraction of one by one.
+    All is done in the type of `rows`, float64 or float32; only the objective is always a float64.
     """
     n_rows, rank = rows.shape
+    zero, one = rows.dtype.type(0), rows.dtype.type(1)
     result = rows.copy()
     shared = gram.copy()
     for i in range(rank):
-        shared[i, i] += penalty
-    images, rights = np.empty((_N_TOGETHER, rank)), np.empty((_N_TOGETHER, rank))
-    residuals, directions = np.empty((_N_TOGETHER, rank)), np.empty((_N_TOGETHER, rank))
-    squares = np.empty(_N_TOGETHER)
+        shared[i, i] += rows.dtype.type(penalty)
+    images, rights = np.empty((_N_TOGETHER, rank), rows.dtype), np.empty((_N_TOGETHER, rank), rows.dtype)
+    residuals, directions = np.empty((_N_TOGETHER, rank), rows.dtype), np.empty((_N_TOGETHER, rank), rows.dtype)
+    squares = np.empty(_N_TOGETHER, rows.dtype)
     squared_error, penalty_sum = 0.0, 0.0
     for first in range(0, n_rows, _N_TOGETHER):
         n = min(_N_TOGETHER, n_rows - first)
@@ -242,13 +243,13 @@ def _cg_rows(
             start, stop = indptr[first + row], indptr[first + row + 1]
             solution, residual, right, image = result[first + row], residuals[row], rights[row], images[row]
             if start == stop:
-                solution[:] = 0.0
-                image[:] = 0.0
+                solution[:] = zero
+                image[:] = zero
             for i in range(rank):
                 residual[i] = -image[i]
-                right[i] = 0.0
+                right[i] = zero
             for m in range(start, stop):
-                factors, confidence = other[indices[m]], 1.0 + weights[m]
+                factors, confidence = other[indices[m]], one + weights[m]
                 rest = confidence - weights[m] * _product(factors, solution)
                 for i in range(rank):
                     residual[i] += rest * factors[i]
@@ -267,16 +268,17 @@ def _cg_rows(
                     solution[i] += step * direction[i]
                     residual[i] -= step * image[i]
                 square = _product(residual, residual)
+                growth = square / squares[row]
                 for i in range(rank):
-                    direction[i] = residual[i] + square / squares[row] * direction[i]
+                    direction[i] = residual[i] + growth * direction[i]
                 squares[row] = square
         for row in range(n):
             # Σ c (1 - y·x)² over all columns is Σ c - 2 x·b + x·(A - penalty I) x, and A x is b less the residual.
             solution = result[first + row]
             for m in range(indptr[first + row], indptr[first + row + 1]):
                 squared_error += 1.0 + weights[m]
-            square = penalty * _product(solution, solution)
-            squared_error -= _product(solution, rights[row]) + _product(solution, residuals[row]) + square
+            square = penalty * np.float64(_product(solution, solution))
+            squared_error -= np.float64(_product(solution, rights[row]) + _product(solution, residuals[row])) + square
             penalty_sum += square
     return result, squared_error, penalty_sum
 
@@ -284,10 +286,10 @@ def _cg_rows(
 @_compiled
 def _apply(indices: Ints, weights: Floats, start: int, stop: int, other: Floats, vector: Floats, image: Floats) -> None:
     """``image += Y'(C - I)Y vector`` of one row: by four columns, so that the vectors are read a fourth as often."""
-    rank = len(vector)
+    rank, zero = len(vector), vector.dtype.type(0)
     for m in range(start, stop - 3, 4):
         a, b, c, d = other[indices[m]], other[indices[m + 1]], other[indices[m + 2]], other[indices[m + 3]]
-        first, second, third, fourth = 0.0, 0.0, 0.0, 0.0
+        first, second, third, fourth = zero, zero, zero, zero
         for i in range(rank):
             first += a[i] * vector[i]
             second += b[i] * vector[i]
@@ -308,7 +310,7 @@ def _apply(indices: Ints, weights: Floats, start: int, stop: int, other: Floats,
 
 @_compiled
 def _product(a: Floats, b: Floats) -> float:
-    total = 0.0
+    total = a.dtype.type(0)
     for i in range(len(a)):
         total += a[i] * b[i]
     return total

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from jobs.estimators.als_blocks import Submit
 from jobs.estimators.als_kernels import explicit_rows, implicit_rows
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.float64] | NDArray[np.float32]
 Listener = Callable[[int, int, float], None]
 
 
@@ -37,6 +37,7 @@ class Start(NamedTuple):
     n_biases: int
     seed: int
     n_iterations: int
+    dtype: Any
 
 
 class Alternated(NamedTuple):
@@ -59,7 +60,7 @@ def alternated(
     listen: Listener | None = None,
 ) -> Alternated:
     """Solve users, then items, as often as `start` says."""
-    items = submit(first_step, start.n_items, start.rank, start.n_biases, start.seed)
+    items = submit(first_step, start.n_items, start.rank, start.n_biases, start.seed, start.dtype)
     by_user: list[Any] = [None] * len(user_blocks)
     by_item: list[Any] = [None] * len(item_blocks)
     objectives: list[float] = []
@@ -74,13 +75,13 @@ def alternated(
     return Alternated(by_user, items, objectives)
 
 
-def first_step(n_rows: int, rank: int, n_biases: int, seed: int) -> HalfStep:
+def first_step(n_rows: int, rank: int, n_biases: int, seed: int, dtype: Any = np.float64) -> HalfStep:
     """Normal starting factors of size 0.1, each a function of seed, row and column (counter-based, Box–Muller)."""
     counters = (np.arange(n_rows, dtype=np.uint64)[:, None] << np.uint64(20)) + np.arange(2 * rank, dtype=np.uint64)
     salt = pd.util.hash_array(np.array([seed], dtype=np.uint64) + np.uint64(1))[0]
     uniforms = (pd.util.hash_array(counters.ravel() ^ salt) >> np.uint64(11)).reshape(counters.shape) * 2.0**-53
     normals = np.sqrt(-2.0 * np.log1p(-uniforms[:, :rank])) * np.cos(2.0 * np.pi * uniforms[:, rank:])
-    rows = np.hstack([0.1 * normals, np.zeros((n_rows, n_biases))])
+    rows = np.hstack([0.1 * normals, np.zeros((n_rows, n_biases))]).astype(dtype, copy=False)
     return HalfStep(rows, rows.T @ rows, 0.0, 0.0)
 
 
@@ -88,26 +89,33 @@ def explicit_step(
     block: Any, old: HalfStep | None, other: HalfStep, *, mean: float, penalty: float, bias_penalty: float
 ) -> HalfStep:
     """Solve one block of ratings; `old` plays no part, the solution is exact."""
-    rows, squared_error, penalty_sum = explicit_rows(*_csr(block), _fixed(other.rows), mean, penalty, bias_penalty)
+    rows, squared_error, penalty_sum = explicit_rows(
+        *_csr(block, np.float64), _fixed(other.rows), mean, penalty, bias_penalty
+    )
     return HalfStep(rows, np.zeros((0, 0)), squared_error, penalty_sum)
 
 
 def implicit_step(
     block: Any, old: HalfStep | None, other: HalfStep, *, alpha: float, penalty: float, n_cg_steps: int
 ) -> HalfStep:
-    """Solve one block of counts, from its rows of the iteration before."""
+    """Solve one block of counts, from its rows of the iteration before, in the type of the factors.
+
+    Cholesky is always of float64: float32 is good enough for steps that the next iteration corrects.
+    """
+    dtype = other.rows.dtype if n_cg_steps else np.dtype(np.float64)
     start = np.zeros((block.shape[0], other.rows.shape[1])) if old is None else old.rows
-    indptr, indices, values = _csr(block)
+    indptr, indices, values = _csr(block, dtype)
     rows, squared_error, penalty_sum = implicit_rows(
         indptr,
         indices,
         _fixed(alpha * values),
-        _fixed(other.rows),
-        _fixed(other.gram),
+        _fixed(other.rows.astype(dtype, copy=False)),
+        _fixed(other.gram.astype(dtype, copy=False)),
         penalty,
-        _fixed(start),
+        _fixed(start.astype(dtype, copy=False)),
         n_cg_steps,
     )
+    rows = rows.astype(other.rows.dtype, copy=False)
     return HalfStep(rows, rows.T @ rows, squared_error, penalty_sum)
 
 
@@ -123,7 +131,7 @@ def joined(steps: Sequence[HalfStep], n_rows: int) -> HalfStep:
 
 def interleaved(blocks: Sequence[Floats], n_rows: int) -> Floats:
     """Put the rows of a side's blocks in their order."""
-    whole = np.empty((n_rows, blocks[0].shape[1]))
+    whole = np.empty((n_rows, blocks[0].shape[1]), blocks[0].dtype)
     for b, block in enumerate(blocks):
         whole[b :: len(blocks)] = block
     return whole
@@ -151,11 +159,11 @@ def item_vectors(step: HalfStep, rank: int) -> Floats:
     return np.hstack([step.rows[:, :rank], np.ones_like(biases), biases])
 
 
-def _csr(block: Any) -> tuple[Any, Any, Any]:
+def _csr(block: Any, dtype: Any) -> tuple[Any, Any, Any]:
     return (
         _fixed(block.indptr.astype(np.int64, copy=False)),
         _fixed(block.indices.astype(np.int32, copy=False)),
-        _fixed(block.data.astype(np.float64, copy=False)),
+        _fixed(block.data.astype(dtype, copy=False)),
     )
 
 

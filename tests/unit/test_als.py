@@ -138,6 +138,21 @@ def test_planted_groups_are_recommended_to_their_own_users() -> None:
     assert (np.diff(cosines) <= 0).all()
 
 
+@pytest.mark.parametrize("n_cg_steps", [3, 0])
+@pytest.mark.parametrize("n_blocks", [1, 3])
+def test_counts_in_float32_give_the_same_factors_in_float32(n_cg_steps: int, n_blocks: int, ratings: Any) -> None:
+    model = ImplicitALS(RANK, regularization=0.5, n_cg_steps=n_cg_steps)
+    double = copy_of(model).fit(ratings)
+    single = copy_of(model).fit(InteractionBlocks.of(ratings.astype(np.float32), n_blocks))
+    assert single.user_factors_.dtype == single.item_factors_.dtype == np.float32
+    assert single.predict_pairs(np.arange(3), np.arange(3)).dtype == np.float32
+    assert_allclose(
+        single.user_factors_ @ single.item_factors_.T, double.user_factors_ @ double.item_factors_.T, atol=1e-4
+    )
+    assert_allclose(single.objective_, double.objective_, rtol=1e-5)
+    assert_allclose(single.fold_in(ratings[10:20]), double.fold_in(ratings[10:20]), atol=1e-3)
+
+
 @pytest.mark.parametrize("model", MODELS, ids=IDS)
 @pytest.mark.parametrize("n_blocks", [2, 3, 7])
 def test_the_result_is_the_same_for_any_number_of_blocks(model: Any, n_blocks: int, ratings: Any) -> None:
