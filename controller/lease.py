@@ -16,9 +16,10 @@ from typing import Any
 from controller.api import Api, ApiError, Conflict, Missing, Object
 
 # A Lease that its holder has not renewed for so long is free.
-DURATION_S = 15.0
-# A holder that could not renew for so long stops; the rest is for what it has begun.
-RENEW_S = 10.0
+DURATION_S = 18.0
+# A holder that could not renew for so long stops. A last try, after a pause, is two calls: it has stopped before the
+# Lease is free, whatever the calls do.
+RENEW_S = 9.0
 RETRY_S = 2.0
 _CALL_S = 3.0
 
@@ -45,6 +46,7 @@ class Lease:
         self._clock = clock
         self._last: tuple[Any, Any] | None = None
         self._changed_at = 0.0
+        self._renewed_at = 0.0
 
     def acquire(self, stop: threading.Event) -> bool:
         """Wait until the Lease is held; False when told to stop before."""
@@ -57,22 +59,21 @@ class Lease:
 
     def keep(self, stop: threading.Event) -> bool:
         """Renew until told to stop (True), or until that has failed for too long (False)."""
-        renewed = self._clock()
         while not stop.wait(RETRY_S):
-            if self.try_once():
-                renewed = self._clock()
-            elif self._clock() - renewed >= RENEW_S:
+            if not self.try_once() and self._clock() - self._renewed_at >= RENEW_S:
                 _log.error("%s could not renew the Lease for %.0f s and leads no more", self.identity, RENEW_S)
                 return False
         return True
 
     def try_once(self) -> bool:
         """Take or renew the Lease if it is free or held by this candidate; return whether it is held now."""
+        began = self._clock()
         try:
             try:
                 there = self._api.get("Lease", self._namespace, self._name, timeout_s=_CALL_S)
             except Missing:
                 self._api.create(self._made())
+                self._renewed_at = began
                 return True
             if self._is_held_by_another(there):
                 return False
@@ -86,6 +87,8 @@ class Lease:
         except ApiError as error:
             _log.warning("%s", error)
             return False
+        # Others count from when they saw it, which was not before this.
+        self._renewed_at = began
         return True
 
     def release(self) -> None:

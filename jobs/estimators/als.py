@@ -37,7 +37,7 @@ from jobs.estimators.inputs import keep_columns
 # Interactions × rank up to which one worker is quicker alone than several that must wait for each other's messages.
 _SMALL = 16_000_000
 
-Floats = NDArray[np.float64] | NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 
 class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):

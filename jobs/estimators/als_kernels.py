@@ -8,13 +8,15 @@ Called by `jobs.estimators.als` alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.estimators.compiled import IS_CACHED
 
-Floats = NDArray[np.float64] | NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int32] | NDArray[np.int64]
 
 # Rows of factors gathered at a time for one matrix product: bounds the memory of an item that everybody rated.
@@ -309,7 +311,7 @@ def _apply(indices: Ints, weights: Floats, start: int, stop: int, other: Floats,
 
 
 @_compiled
-def _product(a: Floats, b: Floats) -> float:
+def _product(a: Floats, b: Floats) -> np.floating[Any]:
     total = a.dtype.type(0)
     for i in range(len(a)):
         total += a[i] * b[i]

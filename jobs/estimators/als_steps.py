@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from jobs.estimators.als_blocks import Submit
 from jobs.estimators.als_kernels import explicit_rows, implicit_rows
 
-Floats = NDArray[np.float64] | NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 Listener = Callable[[int, int, float], None]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from kubernetes.client import ApiClient, Configuration
 
-from controller.api import Api
+from controller.api import Api, Object, Unavailable
 from controller.lease import DURATION_S, RENEW_S, Lease
 from tests.api_server import Store, api_server
 
@@ -79,17 +79,67 @@ def test_of_many_at_once_one_leads(server: tuple[Store, Api]) -> None:
     assert held == [holder(store)]
 
 
-def test_a_leader_that_cannot_renew_stops_before_another_may_lead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.lease.RETRY_S", 0.01)
+class OvertakenApi(Api):
+    """Somebody else takes the Lease between a look at it and its change."""
+
+    rival: Lease
+
+    def patch(self, *place: Any, **how: Any) -> Object:
+        assert self.rival.try_once()
+        return super().patch(*place, **how)
+
+
+def test_of_two_that_find_it_free_the_slower_does_not_lead() -> None:
     clock = Clock()
-    # Nobody listens there.
-    first = candidate(Api(ApiClient(Configuration(host="http://127.0.0.1:1"))), "a", clock)
-    stopped: list[bool] = []
-    thread = threading.Thread(target=lambda: stopped.append(first.keep(threading.Event())))
-    thread.start()
-    thread.join(0.3)
-    assert thread.is_alive()
-    clock.now += RENEW_S
-    thread.join(20)
-    assert stopped == [False]
-    assert RENEW_S < DURATION_S
+    with api_server() as (store, client):
+        api, overtaken = Api(client), OvertakenApi(client)
+        quicker, slower = candidate(api, "quicker", clock), candidate(overtaken, "slower", clock)
+        overtaken.rival = quicker
+        assert candidate(api, "old", clock).try_once()
+        assert not quicker.try_once()
+        assert not slower.try_once()
+        clock.now += DURATION_S
+        assert not slower.try_once()
+        assert holder(store) == "quicker"
+
+
+class SlowApi(Api):
+    """Each call takes as long as it may; from some time on, the API server takes no more changes."""
+
+    def __init__(self, clock: Clock, silent_from: float) -> None:
+        self.clock, self.silent_from = clock, silent_from
+        self.written_at = 0.0
+
+    def get(self, *place: str, timeout_s: float = 0) -> Object:
+        self.clock.now += timeout_s
+        return {"metadata": {"resourceVersion": "1"}, "spec": {"holderIdentity": "a"}}
+
+    def patch(self, *place: Any, part: str = "", timeout_s: float = 0) -> Object:
+        if self.clock.now < self.silent_from:
+            self.written_at = self.clock.now
+        self.clock.now += timeout_s
+        if self.written_at + timeout_s < self.clock.now:
+            raise Unavailable("Lease: no answer")
+        return {}
+
+
+class Never(threading.Event):
+    """What is waited for goes by on the clock, and never comes."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.clock.now += timeout or 0
+        return False
+
+
+@pytest.mark.parametrize("silent_s", range(4, 16))
+def test_a_leader_that_cannot_renew_stops_before_another_may_lead(silent_s: float) -> None:
+    clock = Clock()
+    api = SlowApi(clock, clock.now + silent_s)
+    first = candidate(api, "a", clock)
+    assert first.try_once()
+    assert not first.keep(Never(clock))
+    assert RENEW_S <= clock.now - api.written_at < DURATION_S

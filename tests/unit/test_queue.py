@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,22 @@ def test_a_later_time_does_not_put_off_an_earlier_one_and_a_look_makes_both_void
     now[0] = 6.0
     assert queue.take() == "a"
     queue.done("a")
+    now[0] = 60.0
+    queue.add("b")
+    assert queue.take() == "b"
+    assert len(queue) == 0
+
+
+@pytest.mark.parametrize("pauses", [[50.0, 5.0], [5.0, 50.0]])
+def test_a_look_makes_all_void_that_was_to_come(pauses: list[float]) -> None:
+    now = [0.0]
+    queue: Queue[str] = Queue(lambda: now[0])
+    for pause in pauses:
+        queue.add_after("a", pause)
+    queue.add("a")
+    assert queue.take() == "a"
+    queue.done("a")
+    queue.add_after("a", 70)
     now[0] = 60.0
     queue.add("b")
     assert queue.take() == "b"
