@@ -59,7 +59,11 @@ class PoisonTaskError(WorkersLostError):
     """A task took several workers down with it."""
 
 
-class StoppedError(DaskyardError):
-    """Somebody told the job to stop, such as Kubernetes moving its pod: worth another try."""
+class StoppedError(BaseException):
+    """Somebody told the job to stop, such as Kubernetes moving its pod: worth another try.
 
-    exit_code = 75
+    Like KeyboardInterrupt it is no Exception: it can strike anywhere, also where a library makes do without something
+    that failed, and would be lost there.
+    """
+
+    exit_code = WorkersLostError.exit_code

@@ -54,9 +54,13 @@ def with_retries(
 
 def is_worth_a_retry(error: BaseException) -> bool:
     """Whether another try may do better: storage, workers or the scheduler were lost, and nobody said stop."""
-    # A signal can strike where its exception is taken for a failure of storage or of the connection.
-    was_stopped = any(isinstance(each, (StoppedError, KeyboardInterrupt)) for each in _chain(error))
-    return isinstance(error, DaskyardError) and error.exit_code == WorkersLostError.exit_code and not was_stopped
+    is_lost = isinstance(error, DaskyardError) and error.exit_code == WorkersLostError.exit_code
+    return is_lost and stop_of(error) is None
+
+
+def stop_of(error: BaseException) -> StoppedError | KeyboardInterrupt | None:
+    """Return the stop that led to an error: a signal can strike where its exception is taken for a failure."""
+    return next((each for each in _chain(error) if isinstance(each, (StoppedError, KeyboardInterrupt))), None)
 
 
 def pause_s(number: int) -> float:

@@ -23,7 +23,6 @@ from jobs.artifacts import Attempt, Manifest, TuningRecord
 from jobs.cluster import connected
 from jobs.errors import (
     DaskyardError,
-    StoppedError,
     StorageError,
     StorageMissingError,
     WorkersLostError,
@@ -189,8 +188,6 @@ def _discard(attempt: Attempt, error: BaseException) -> None:
         attempt.discard()
         if isinstance(error, DaskyardError) and error.exit_code != WorkersLostError.exit_code:
             attempt.remove_shared()
-    except StoppedError:
-        raise
     except (DaskyardError, OSError) as second:
         if not isinstance(error, StorageError):
             error.add_note(f"{attempt.url}: could not be removed ({second})")

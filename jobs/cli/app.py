@@ -33,6 +33,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_INTERRUPTED = "interrupted"
+# How long whoever was told to stop may take to clean up before it is told again.
+_TELL_AGAIN_S = 10.0
 data = typer.Typer(help="Public data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
@@ -82,26 +85,27 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, BrokenPipeError):
             raise
         except KeyboardInterrupt as error:
-            _error("interrupted")
+            _error(_INTERRUPTED)
             raise typer.Exit(outcome.exit_code(error)) from None
-        except DaskyardError as error:
+        except (DaskyardError, StoppedError) as error:
             _show(error, str(error), arguments.get("debug", False))
             raise typer.Exit(outcome.exit_code(error)) from None
         except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            _show(error, f"{text}; run again with --debug to see where", arguments.get("debug", False))
+            stop = retries.stop_of(error)
+            defect = f"{type(error).__name__}: {error}; run again with --debug to see where"
+            _show(error, defect if stop is None else str(stop) or _INTERRUPTED, arguments.get("debug", False))
             raise typer.Exit(outcome.exit_code(error)) from None
 
     return wrapper
 
 
-def _show(error: Exception, text: str, is_debug: bool) -> None:
+def _show(error: BaseException, text: str, is_debug: bool) -> None:
     if is_debug:
         _traceback(error)
     _error(text)
 
 
-def _traceback(error: Exception) -> None:
+def _traceback(error: BaseException) -> None:
     import traceback
 
     traceback.print_exception(error)
@@ -393,6 +397,8 @@ def _status_document(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stop(number: int, frame: object) -> None:
+    # Where it strikes, it may be lost: in what is called as memory is freed, or where all that is raised is caught.
+    signal.setitimer(signal.ITIMER_REAL, _TELL_AGAIN_S)
     raise StoppedError("told to stop by SIGTERM; run the job again")
 
 
@@ -400,6 +406,7 @@ def main() -> None:
     """Run the command line."""
     # The default would end the process at once and leave the attempt's files behind.
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGALRM, _stop)
     os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PRELOAD", "jobs.cli.uninterrupted")
     if sys.stderr.isatty() and "--debug" not in sys.argv:
         # Who watches bars has no use for Dask's warnings, of which Ctrl-C makes many; logs elsewhere keep them.

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.artifacts import Manifest
-from jobs.errors import DaskyardError, SpecError
+from jobs.errors import DaskyardError, SpecError, StoppedError
+from jobs.retries import stop_of
 
 # What Kubernetes keeps of a container's termination message.
 MAX_BYTES = 4096
@@ -61,15 +62,17 @@ def committed(run_url: str, was_committed: bool, manifest: Manifest) -> dict[str
 
 def failure(error: BaseException) -> dict[str, Any]:
     """Return what is told of an error."""
+    error = stop_of(error) or error
     message = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
     return {"outcome": "failed", "error": type(error).__name__, "exit_code": exit_code(error), "message": message}
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the exit code of an error's class; what is no error of ours is a defect."""
+    """Return the exit code of an error's class, or of the stop that led to it; what is no error of ours is a defect."""
+    error = stop_of(error) or error
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    return error.exit_code if isinstance(error, DaskyardError) else DaskyardError.exit_code
+    return error.exit_code if isinstance(error, DaskyardError | StoppedError) else DaskyardError.exit_code
 
 
 def encoded(document: dict[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -270,3 +271,30 @@ def test_a_reader_that_has_left_causes_no_traceback(command):
             [sys.executable, "-m", "jobs.cli", command], stdout=output, stderr=subprocess.PIPE, timeout=60, check=False
         )
     assert (result.returncode, result.stderr) == (1, b"")
+
+
+DEAF = """
+import os, signal, sys, time
+from jobs.cli import app
+
+@app.app.command()
+@app._command
+def deaf() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+    except BaseException:
+        time.sleep(20)
+
+app._TELL_AGAIN_S = 0.5
+sys.argv = ["daskyard", "deaf"]
+app.main()
+"""
+
+
+def test_who_was_told_to_stop_where_nobody_listens_is_told_again() -> None:
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", DEAF], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr == "error: told to stop by SIGTERM; run the job again\n"
+    assert time.monotonic() - start < 20

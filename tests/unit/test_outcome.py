@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import outcome
 from jobs.cli.app import app
-from jobs.errors import StorageDeniedError, WorkersLostError
+from jobs.errors import StoppedError, StorageDeniedError, WorkersLostError
 
 COMMITTED = {"outcome": "committed", "run_url": "s3://demo/runs/a", "was_committed": False}
 
@@ -27,6 +27,14 @@ def test_an_error_is_told_with_its_class_its_exit_code_and_one_line() -> None:
     }
     assert outcome.failure(KeyError("x"))["exit_code"] == 1
     assert outcome.failure(KeyboardInterrupt())["exit_code"] == 130
+
+
+def test_a_stop_that_a_library_took_for_a_failure_is_told_as_a_stop() -> None:
+    error = ImportError("initialization failed")
+    error.__cause__ = StoppedError("told to stop")
+    told = {"outcome": "failed", "error": "StoppedError", "exit_code": 75, "message": "told to stop"}
+    assert outcome.failure(error) == told
+    assert outcome.exit_code(error) == 75
 
 
 @pytest.mark.parametrize("n", [0, 3, 500])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -83,6 +84,11 @@ def test_a_stop_that_was_taken_for_a_failure_is_a_stop(stop: BaseException) -> N
 
     with pytest.raises(WorkersLostError):
         with_retries(attempt, 5, Recorder(), lambda seconds: pytest.fail("tried again"))
+
+
+def test_a_stop_is_not_lost_where_a_failure_is_made_do_with() -> None:
+    with pytest.raises(StoppedError), contextlib.suppress(Exception):
+        raise StoppedError("told to stop")
 
 
 def test_pauses_double_up_to_a_minute_and_differ() -> None:
