@@ -46,15 +46,15 @@ kind-down:  ## Delete the kind cluster with all that is in it; the registry and 
 charts: $(BIN)/ready  ## Make the charts ready to install: the resource definitions, the library chart.
 	$(call needs,helm)
 	@$(BIN)/python charts/platform/crds_from_wheel.py
-	@for chart in platform runtime cluster job; do helm dependency update --skip-refresh charts/$$chart >/dev/null || exit 1; done
+	@for chart in platform runtime cluster daskjob; do helm dependency update --skip-refresh charts/$$chart >/dev/null || exit 1; done
 
 .PHONY: charts-test
 charts-test: charts .venv-checkov/ready  ## Lint the charts, run their unit tests, hold what they render against schemas, Pod Security and checkov.
 	@helm unittest --help >/dev/null 2>&1 || { echo "missing: helm's plugin unittest; install it, then run make $@ again:" >&2; \
 	  echo "  helm plugin install https://github.com/helm-unittest/helm-unittest" >&2; exit 1; }
-	@for chart in platform runtime cluster job; do \
+	@for chart in platform runtime cluster daskjob; do \
 	  helm lint --strict --quiet charts/$$chart --values charts/$$chart/ci/everything-values.yaml || exit 1; done
-	@helm unittest charts/platform charts/runtime charts/cluster charts/job
+	@helm unittest charts/platform charts/runtime charts/cluster charts/daskjob
 	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && $(MAKE) --no-print-directory manifests OUT="$$made" && diff -ru examples/daskjobs "$$made" || { echo "run: make manifests" >&2; exit 1; }
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile tests/charts
 
@@ -85,11 +85,11 @@ submit: $(BIN)/ready  ## Run a job file, or an MLJob, on the cluster and follow 
 	@$(BIN)/daskyard submit $(JOB) --name $(NAME) --namespace $(NAMESPACE) $(if $(CONTEXT),--context $(CONTEXT))
 
 .PHONY: manifests
-manifests: charts  ## Write examples/daskjobs/*.yaml, what the job chart makes of a job file.
+manifests: charts  ## Write examples/daskjobs/*.yaml, what the daskjob chart makes of a job file.
 	@for name in $(DASKJOBS); do \
 	  release=$${name//_/-}; \
-	  { echo "# kubectl apply -f examples/daskjobs/$$name.yaml: made by make manifests from examples/$$name.yaml and charts/job."; \
-	    helm template $$release charts/job --namespace daskyard --values operator_config/kind-jobs.yaml --set-file job=examples/$$name.yaml; \
+	  { echo "# kubectl apply -f examples/daskjobs/$$name.yaml: made by make manifests from examples/$$name.yaml and charts/daskjob."; \
+	    helm template $$release charts/daskjob --namespace daskyard --values operator_config/kind-jobs.yaml --set-file job=examples/$$name.yaml; \
 	  } > $(or $(OUT),examples/daskjobs)/$$name.yaml || exit 1; done
 
 .PHONY: e2e

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 JOB = "pipeline: kmeans\ninput: s3://demo/data/bio\noutput: s3://demo/runs\n"
-GOOD = {"job": {"job": JOB}, "cluster": {}, "runtime": {}, "platform": {}}
+GOOD = {"daskjob": {"job": JOB}, "cluster": {}, "runtime": {}, "platform": {}}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def group(text: str) -> str:
 LONG = "a23456789-123456789-123456789-123456789-123456789-1234"  # 54 characters
 OF_CLUSTERS_AND_JOBS = [
     unknown("cluster", "replicas: 3", "replicas"),
-    unknown("job", "Retries: 3", "Retries"),
+    unknown("daskjob", "Retries: 3", "Retries"),
     unknown("cluster", "image: {repo: jobs}", "image.repo"),
     unknown("cluster", "gpuImage: {pullPolicy: Always}", "gpuImage.pullPolicy"),
     unknown("cluster", "storage: {endPoint: http://minio:9000}", "storage.endPoint"),
@@ -70,9 +70,9 @@ OF_CLUSTERS_AND_JOBS = [
     unknown("cluster", "autoscaling: {min: 1}", "autoscaling.min"),
     unknown("cluster", "networkPolicy: {egress: []}", "networkPolicy.egress"),
     unknown("cluster", group("tolerations: [{taint: gpu}]"), "workerGroups.default.tolerations.0.taint"),
-    unknown("job", "runner: {threads: 2}", "runner.threads"),
-    unknown("job", "runner: {resources: {mem: 1Gi}}", "runner.resources.mem"),
-    unknown("job", "networkPolicy: {clients: []}", "networkPolicy.clients"),  # a job's scheduler is its own
+    unknown("daskjob", "runner: {threads: 2}", "runner.threads"),
+    unknown("daskjob", "runner: {resources: {mem: 1Gi}}", "runner.resources.mem"),
+    unknown("daskjob", "networkPolicy: {clients: []}", "networkPolicy.clients"),  # a job's scheduler is its own
     wrong_type("cluster", group("replicas: two"), "workerGroups.default.replicas", "integer"),
     wrong_type("cluster", group("threads: 1.5"), "workerGroups.default.threads", "integer"),
     wrong_type("cluster", group("resources: {cpu: 2}"), "workerGroups.default.resources.cpu", "string"),
@@ -87,8 +87,8 @@ OF_CLUSTERS_AND_JOBS = [
     wrong_type("cluster", "image: localhost:5001/daskyard/jobs:0.1.0", "image", "object"),
     wrong_type("cluster", "image: {pullSecrets: registry}", "image.pullSecrets", "array"),
     wrong_type("cluster", "podLabels: {example.org/year: 2026}", "podLabels.example.org/year", "string"),
-    wrong_type("job", "retries: often", "retries", "integer"),
-    wrong_type("job", "job: {pipeline: kmeans}", "job", "string"),
+    wrong_type("daskjob", "retries: often", "retries", "integer"),
+    wrong_type("daskjob", "job: {pipeline: kmeans}", "job", "string"),
     too_small("cluster", group("replicas: -5"), "workerGroups.default.replicas", 0),
     too_large("cluster", group("replicas: 100000"), "workerGroups.default.replicas", "1,?000"),
     too_small("cluster", group("threads: 0"), "workerGroups.default.threads", 1),
@@ -97,9 +97,9 @@ OF_CLUSTERS_AND_JOBS = [
     Bad("cluster", group("daskResources: {LICENCE: 0}"), "workerGroups.default.daskResources.LICENCE", "want 0"),
     too_small("cluster", "autoscaling: {minimum: -1}", "autoscaling.minimum", 0),
     too_small("cluster", "autoscaling: {maximum: 0}", "autoscaling.maximum", 1),
-    too_small("job", "retries: -1", "retries", 0),
-    too_large("job", "retries: 1000", "retries", 100),
-    too_small("job", "deadlineSeconds: -60", "deadlineSeconds", 0),
+    too_small("daskjob", "retries: -1", "retries", 0),
+    too_large("daskjob", "retries: 1000", "retries", 100),
+    too_small("daskjob", "deadlineSeconds: -60", "deadlineSeconds", 0),
     too_small(
         "cluster", "networkPolicy: {storage: [{cidrs: [10.0.0.0/8], port: 0}]}", "networkPolicy.storage.0.port", 1
     ),
@@ -119,7 +119,7 @@ OF_CLUSTERS_AND_JOBS = [
     no_match("cluster", group("resources: {cpu: two}"), "workerGroups.default.resources.cpu"),
     no_match("cluster", group("resources: {cpu: '0'}"), "workerGroups.default.resources.cpu"),
     no_match("cluster", "scheduler: {resources: {cpu: 500 m}}", "scheduler.resources.cpu"),
-    no_match("job", "runner: {resources: {memory: 1gb}}", "runner.resources.memory"),
+    no_match("daskjob", "runner: {resources: {memory: 1gb}}", "runner.resources.memory"),
     no_match("cluster", "storage: {endpoint: minio:9000}", "storage.endpoint"),
     no_match("cluster", "storage: {endpoint: s3://bucket}", "storage.endpoint"),
     no_match("cluster", "storage: {endpoint: 'http://minio:9000/bucket'}", "storage.endpoint"),
@@ -143,7 +143,7 @@ OF_CLUSTERS_AND_JOBS = [
     no_match("cluster", "networkPolicy: {storage: [{cidrs: [minio], port: 1}]}", "networkPolicy.storage.0.cidrs.0"),
     no_match("cluster", "podLabels: {example.org/team: computer vision}", "podLabels.example.org/team"),
     no_match("cluster", group("nodeSelector: {disk: 'very fast'}"), "workerGroups.default.nodeSelector.disk"),
-    no_match("job", "runId: My Run", "runId"),
+    no_match("daskjob", "runId: My Run", "runId"),
     none_of("cluster", "image: {pullPolicy: always}", "image.pullPolicy", "Always"),
     none_of(
         "cluster",
@@ -157,7 +157,7 @@ OF_CLUSTERS_AND_JOBS = [
     unknown("cluster", group("env: {MY-NAME: x}"), "workerGroups.default.env.MY-NAME"),
     unknown("cluster", group("daskResources: {a b: 1}"), "workerGroups.default.daskResources.a b"),
     unknown("cluster", "podLabels: {my team: vision}", "podLabels.my team"),
-    unknown("job", "podAnnotations: {-x: y}", "podAnnotations.-x"),
+    unknown("daskjob", "podAnnotations: {-x: y}", "podAnnotations.-x"),
     Bad("cluster", "workerGroups: {default: null}", "workerGroups", "missing property 'default'"),
     Bad("cluster", "workerGroups: {gpu: {gpus: 1}}", "workerGroups.gpu", "missing property 'replicas'"),
     Bad(
@@ -194,9 +194,9 @@ OF_CLUSTERS_AND_JOBS = [
     Bad("cluster", "autoscaling: {enabled: true, minimum: 5, maximum: 2}", "autoscaling.minimum", "swap or align"),
     Bad("cluster", "autoscaling: {enabled: true, minimum: 3}", "workerGroups.default.replicas", "start within"),
     Bad("cluster", "scheduler: {resources: {cpuRequest: '2'}}", "scheduler.resources.cpuRequest", "raise cpu or lower"),
-    Bad("job", "runner: {resources: {cpuRequest: 1001m}}", "runner.resources.cpuRequest", "raise cpu or lower"),
+    Bad("daskjob", "runner: {resources: {cpuRequest: 1001m}}", "runner.resources.cpuRequest", "raise cpu or lower"),
     Bad("cluster", group("resources: {memory: 64Mi}"), "workerGroups.default.resources.memory", "take 256Mi or more"),
-    Bad("job", "runner: {resources: {ephemeralStorage: 10Mi}}", "runner.resources.ephemeralStorage", "take 256Mi"),
+    Bad("daskjob", "runner: {resources: {ephemeralStorage: 10Mi}}", "runner.resources.ephemeralStorage", "take 256Mi"),
     Bad("cluster", "workerGroups: {scheduler: {replicas: 1}}", "workerGroups.scheduler", "take another name"),
     Bad("cluster", "workerGroups: {GPU: {replicas: 1}}", "workerGroups.GPU", "take lowercase letters"),
     Bad("cluster", f"workerGroups: {{{LONG}-1234: {{replicas: 1}}}}", f"workerGroups.{LONG}-1234", "shorten"),
@@ -207,7 +207,7 @@ OF_CLUSTERS_AND_JOBS = [
         "workerGroups.default.env.AWS_SECRET_ACCESS_KEY",
         "put them in a Secret",
     ),
-    Bad("job", "runner: {env: {AWS_ACCESS_KEY_ID: AKIA}}", "runner.env.AWS_ACCESS_KEY_ID", "put them in a Secret"),
+    Bad("daskjob", "runner: {env: {AWS_ACCESS_KEY_ID: AKIA}}", "runner.env.AWS_ACCESS_KEY_ID", "put them in a Secret"),
     Bad("cluster", group("env: {DASK_WORKER_NAME: me}"), "workerGroups.default.env.DASK_WORKER_NAME", "take it out"),
     Bad("cluster", "storage: {credentialsSecret: daskyard-s3}", "networkPolicy.storage", "list where storage is"),
     Bad("cluster", "storage: {endpoint: http://minio:9000}", "networkPolicy.storage", "list where storage is"),
@@ -224,7 +224,7 @@ OF_CLUSTERS_AND_JOBS = [
         r"add except: \[169.254.0.0/16\]",
     ),
     Bad(
-        "job",
+        "daskjob",
         "networkPolicy: {extraEgress: [{to: [{ipBlock: {cidr: 169.254.169.0/24}}], ports: [{port: 80}]}]}",
         "networkPolicy.extraEgress",
         "take it out",
@@ -251,13 +251,13 @@ OF_CLUSTERS_AND_JOBS = [
     Bad("cluster", "nameOverride: My.Cluster", "nameOverride", "take lowercase letters"),
     Bad("cluster", "", "release name", "take lowercase letters", release="demo.v2"),
     # The job file.
-    Bad("job", "job: ''", "job", "--set-file job=FILE"),
-    Bad("job", "job: '[1, 2'", "job", "is no YAML map"),
-    Bad("job", "job: just words", "job", "is no YAML map"),
-    Bad("job", "job: '[kmeans]'", "job", "is no YAML map"),
-    Bad("job", "job: 'input: s3://a/b'", "job", "has no key 'pipeline'.*--set-file job=FILE"),
-    Bad("job", "job: 'pipeline: kmeans'", "job", "has no key 'input'"),
-    Bad("job", "job: '{pipeline: kmeans, input: s3://a/b}'", "job", "has no key 'output'"),
+    Bad("daskjob", "job: ''", "job", "--set-file job=FILE"),
+    Bad("daskjob", "job: '[1, 2'", "job", "is no YAML map"),
+    Bad("daskjob", "job: just words", "job", "is no YAML map"),
+    Bad("daskjob", "job: '[kmeans]'", "job", "is no YAML map"),
+    Bad("daskjob", "job: 'input: s3://a/b'", "job", "has no key 'pipeline'.*--set-file job=FILE"),
+    Bad("daskjob", "job: 'pipeline: kmeans'", "job", "has no key 'input'"),
+    Bad("daskjob", "job: '{pipeline: kmeans, input: s3://a/b}'", "job", "has no key 'output'"),
 ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-CHARTS = ("platform", "runtime", "cluster", "job")
+CHARTS = ("platform", "runtime", "cluster", "daskjob")
 EXAMPLES = sorted(ROOT.glob("examples/daskjobs/*.yaml"))
 
 Object = dict[str, Any]
@@ -53,8 +53,8 @@ CASES = {
         "cluster", "shared", "daskyard", _with("operator_config/kind-jobs.yaml", "operator_config/gpu.yaml")
     ),
     "cluster with everything": Case("cluster", "shared", "daskyard", _with(_EVERYTHING.format("cluster"))),
-    "job on kind": Case("job", "california", "daskyard", (*_with("operator_config/kind-jobs.yaml"), _JOB)),
-    "job with everything": Case("job", "california", "daskyard", _with(_EVERYTHING.format("job"))),
+    "daskjob on kind": Case("daskjob", "california", "daskyard", (*_with("operator_config/kind-jobs.yaml"), _JOB)),
+    "daskjob with everything": Case("daskjob", "california", "daskyard", _with(_EVERYTHING.format("daskjob"))),
 }
 ALL = (*CASES, *(f"examples/daskjobs/{path.name}" for path in EXAMPLES))
 

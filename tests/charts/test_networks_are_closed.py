@@ -74,7 +74,7 @@ def test_the_metadata_address_is_refused(name: str) -> None:
 
 
 def test_there_is_a_block_that_would_hold_the_metadata_address() -> None:
-    rules = [rule for pod in pods("job with everything") for rule in rules_of(pod, "Egress", everything(pod.where))]
+    rules = [rule for pod in pods("daskjob with everything") for rule in rules_of(pod, "Egress", everything(pod.where))]
     blocks = [peer["ipBlock"] for rule in rules for peer in rule["to"] if "ipBlock" in peer]
     assert {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]} in blocks
     assert holds({"cidr": "0.0.0.0/0"}, ip_address(METADATA))
@@ -91,7 +91,7 @@ def test_the_flows_of_a_cluster_are_those_listed(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_clusters_do_not_reach_each_other(name: str) -> None:
-    foreign = "job on kind" if name.endswith("everything") else "job with everything"
+    foreign = "daskjob on kind" if name.endswith("everything") else "daskjob with everything"
     objects = (*everything(name), *everything(foreign))
     for sender in cluster_pods(name).values():
         for receiver in cluster_pods(foreign).values():
@@ -115,7 +115,7 @@ def test_storage_is_reached_by_those_that_need_it(name: str) -> None:
 
 
 def test_with_everything_storage_by_address_is_reached_but_by_the_scheduler() -> None:
-    name = "job with everything"
+    name = "daskjob with everything"
     for address, port in (("192.0.2.7", 9000), ("198.51.100.1", 443), ("10.20.1.1", 9000)):
         reach = {
             pod.component for pod in pods(name) if allows(pod, "Egress", End(address=address), port, everything(name))
@@ -155,7 +155,7 @@ def test_prometheus_reads_the_controllers_metrics_where_it_is_named() -> None:
         assert open_ports == ({8080} if pod.component == "daskyard-controller" else set()), pod
 
 
-@pytest.mark.parametrize("name", ["cluster with everything", "job with everything", "runtime with everything"])
+@pytest.mark.parametrize("name", ["cluster with everything", "daskjob with everything", "runtime with everything"])
 def test_prometheus_reads_metrics_where_it_is_named(name: str) -> None:
     prometheus = End("monitoring", (("app.kubernetes.io/name", "prometheus"),))
     expected = {"scheduler": {DASHBOARD}, "worker": {WORKER_DASHBOARD}, "job-runner": set()}

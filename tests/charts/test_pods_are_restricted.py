@@ -161,7 +161,7 @@ def name_of(rule: Rule) -> str:
 
 
 def pod_of(component: str) -> Pod:
-    return next(pod for pod in all_pods() if pod.where == "job on kind" and pod.component == component)
+    return next(pod for pod in all_pods() if pod.where == "daskjob on kind" and pod.component == component)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=name_of)
@@ -201,9 +201,9 @@ def test_a_case_has_the_pods_that_it_should(name: str) -> None:
         "platform": {"daskyard-operator", "daskyard-controller", "daskyard-release-finalizers"},
         "runtime": {"scheduler", "worker", "job-runner"},
         "cluster": {"scheduler", "worker"},
-        "job": {"scheduler", "worker", "job-runner"},
+        "daskjob": {"scheduler", "worker", "job-runner"},
     }
-    chart = CASES[name].chart if name in CASES else "job"
+    chart = CASES[name].chart if name in CASES else "daskjob"
     assert {pod.component for pod in all_pods() if pod.where == name} == expected[chart]
 
 

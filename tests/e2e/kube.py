@@ -119,7 +119,7 @@ def job(name: str, spec: str, *options: str) -> Iterator[str]:
     file = ROOT / ".pytest_cache" / f"{name}.yaml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(spec)
-    helm("install", name, str(ROOT / "charts/job"), *VALUES, "--set-file", f"job={file}", *options)
+    helm("install", name, str(ROOT / "charts/daskjob"), *VALUES, "--set-file", f"job={file}", *options)
     try:
         yield name
     finally:
