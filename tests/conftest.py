@@ -18,6 +18,12 @@ from jobs.spec import JobSpec, parse
 JobFactory = Callable[..., Job]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long, so that at the end no process waits for another."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[LocalS3]:
     """A real S3 server on loopback, with its endpoint and credentials in the environment."""

@@ -41,6 +41,7 @@ def test_mljob_succeeds_with_the_laptops_metrics(name: str, laptop: Client) -> N
     run_url = storage.join(job.output, job.name)
     storage.remove_tree(run_url)
     with submitted(mljob) as release:
+        expected = _on_the_laptop(name, laptop)  # while its pods come
         said = wait_end(release)
         assert said["phase"] == "Succeeded", said
         assert (said["runUrl"], said["progress"]) == (run_url, 100)
@@ -49,7 +50,6 @@ def test_mljob_succeeds_with_the_laptops_metrics(name: str, laptop: Client) -> N
         assert said["metrics"] == pytest.approx(_numbers(committed), nan_ok=True)
     for file in committed.files:
         assert len(storage.read_bytes(file.url)) == file.size
-    expected = _on_the_laptop(name, laptop)
     assert _comparable(committed) == pytest.approx(
         _comparable(expected), rel=CLOSE.get(job.pipeline, 1e-6), abs=CLOSE.get(job.pipeline, 1e-9)
     )

@@ -31,6 +31,8 @@ from tests.integration import counted
 from tests.integration.counted import N, Numbers, assert_each_was_counted_once, counting_loss
 from tests.processes import Processes
 
+pytestmark = pytest.mark.slow
+
 TRAINER = replace(
     counted.TRAINER,
     world_size=3,

@@ -123,6 +123,7 @@ def test_a_run_on_s3_reaches_the_accuracy_of_scikit_learn_and_writes_what_it_say
     assert table(manifest, "document_topics/")["row"].tolist() == list(range(400))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorizer", ["exact", "hashed"])
 def test_the_result_is_the_same_for_1_2_and_4_workers_and_for_any_size_of_partitions(
     run: Run, data: Path, clusters: Callable[[int], Client], vectorizer: str
