@@ -69,7 +69,8 @@ def pods() -> Iterator[dict[str, tuple[str, str]]]:
                 "other scheduler": (kube.NAMESPACE, kube.name_of(kube.pods("net-b", "scheduler")[0])),
                 "other worker": (kube.NAMESPACE, kube.name_of(kube.pods("net-b", "worker")[0])),
                 "stranger": (STRANGERS, "stranger"),
-                "operator": (kube.SYSTEM, kube.name_of(kube.listed("pods", namespace=kube.SYSTEM)[0])),
+                "operator": (kube.SYSTEM, _pod_of("daskyard-operator")),
+                "controller": (kube.SYSTEM, _pod_of("daskyard-controller")),
                 "minio": ("minio", kube.name_of(kube.listed("pods", namespace="minio")[0])),
             }
     finally:
@@ -87,8 +88,12 @@ PORTS = {
     "minio": [9000],
     "stranger": [8786],
     "operator": [8080],
+    "controller": [8080],
 }
-SOURCES = ("runner", "scheduler", "worker", "second worker", "other worker", "other scheduler", "stranger", "operator")
+SOURCES = (
+    *("runner", "scheduler", "worker", "second worker", "other worker", "other scheduler"),
+    *("stranger", "operator", "controller"),
+)
 WORKERS = ("worker", "second worker")
 ALLOWED = (
     {("runner", "scheduler", 8786), ("scheduler", "scheduler", 8786), ("scheduler", "scheduler", 8787)}
@@ -96,6 +101,7 @@ ALLOWED = (
     | {("scheduler", worker, port) for worker in WORKERS for port in (8788, 8789)}
     | {(a, b, port) for a in WORKERS for b in WORKERS for port in (8788, "training")}
     | {("operator", scheduler, port) for scheduler in ("scheduler", "other scheduler") for port in (8786, 8787)}
+    | {("controller", scheduler, 8787) for scheduler in ("scheduler", "other scheduler")}
     | {(source, "minio", 9000) for source in ("runner", *WORKERS, "other worker")}
     | {("other worker", "other scheduler", 8786)}
     | {("other scheduler", "other worker", port) for port in (8788, 8789)}
@@ -119,7 +125,7 @@ def test_network_policies_allow_the_flow_matrix_and_nothing_else(pods: dict[str,
         (name, port, addresses[name], port) for name, ports in PORTS.items() for port in ports
     ]
     targets += [("Kubernetes API", port, ip, port) for port, ip in ((443, api), (6443, node_api))]
-    allowed = set(ALLOWED) | {("operator", "Kubernetes API", 443), ("operator", "Kubernetes API", 6443)}
+    allowed = ALLOWED | {(who, "Kubernetes API", port) for who in ("operator", "controller") for port in (443, 6443)}
     # No policy of ours is about the stranger's own way out, nor about MinIO.
     allowed |= {("stranger", "Kubernetes API", 443), ("stranger", "Kubernetes API", 6443), ("stranger", "minio", 9000)}
 
@@ -135,6 +141,11 @@ def test_network_policies_allow_the_flow_matrix_and_nothing_else(pods: dict[str,
             if name != source and (answer == "open") != ((source, name, port) in allowed):
                 wrong.append(f"{source} → {name}:{port} is {answer}")
     assert not wrong, "\n".join(wrong)
+
+
+def _pod_of(name: str) -> str:
+    found = kube.listed("pods", "--selector", f"app.kubernetes.io/name={name}", namespace=kube.SYSTEM)
+    return kube.name_of(found[0])
 
 
 @contextmanager
