@@ -68,12 +68,18 @@ class Lease:
     def try_once(self) -> bool:
         """Take or renew the Lease if it is free or held by this candidate; return whether it is held now."""
         began = self._clock()
+        is_held = self._tried()
+        if is_held:
+            # Others count from when they saw it, which was not before this.
+            self._renewed_at = began
+        return is_held
+
+    def _tried(self) -> bool:
         try:
             try:
                 there = self._api.get("Lease", self._namespace, self._name, timeout_s=_CALL_S)
             except Missing:
                 self._api.create(self._made())
-                self._renewed_at = began
                 return True
             if self._is_held_by_another(there):
                 return False
@@ -87,8 +93,6 @@ class Lease:
         except ApiError as error:
             _log.warning("%s", error)
             return False
-        # Others count from when they saw it, which was not before this.
-        self._renewed_at = began
         return True
 
     def release(self) -> None:

@@ -412,4 +412,7 @@ def main() -> None:
         # Who watches bars has no use for Dask's warnings, of which Ctrl-C makes many; logs elsewhere keep them.
         os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    app()
+    try:
+        app()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it has listened; what Python does at its end is left in peace

@@ -184,8 +184,7 @@ def test_what_is_wrong_is_said_within_a_minute(case: str, said_of_wrong_jobs: di
         assert condition(name, "InputReady")["status"] == "False"
         made = kube.listed("daskworkergroups", "--selector", f"daskyard.dev/job={name}")
         assert [kube.name_of(group) for group in made if not kube.name_of(group).endswith("-default")] == []
-    if case != "image":  # for which what saves the logs waits, too
-        wait_end(name)
+    wait_end(name)
     kube.wait("no cluster", lambda: not kube.listed("daskclusters", "--selector", f"daskyard.dev/job={name}"), 60)
 
 

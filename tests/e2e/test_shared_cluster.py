@@ -78,6 +78,7 @@ def test_groups_that_say_how_far_grow_for_their_own_tasks_and_go_back(shared: st
     kube.wait("no GPU worker", lambda: _size("gpu") == 0, timeout_s=120, pause_s=1)
     workers = kube.on_scheduler(shared, f"N = 24\n{LOAD}", timeout_s=180)
     assert len([name for name in workers if name.startswith("shared-default-")]) == 3
+    assert _size("gpu") == 0
     kube.wait("the minimum", lambda: (_size("default"), _size("gpu")) == (1, 0), timeout_s=120, pause_s=1)
 
 
