@@ -53,7 +53,7 @@ class TermCounts:
     Attributes
     ----------
     matrix : csr_array of float32, shape (n_documents, n_terms)
-        In hashed mode columns are hashes, and the same one may stand several times in a row.
+        In each row a column stands once; in hashed mode columns are hashes.
     terms : pyarrow.Array or None
         What the columns are; None in hashed mode.
     """
@@ -254,20 +254,20 @@ def count_terms(documents: Any, analyzer: Analyzer) -> TermCounts:
         left, right = np.divmod(pairs, max(len(words.terms), 1))
         terms = joined(words.terms.take(pa.array(left)), words.terms.take(pa.array(right)))
         parts.append((ids.astype(np.int32), pair_starts, terms))
-    matrices = [
-        sparse.csr_array(counted(ids, starts, len(terms)), shape=(len(starts) - 1, len(terms)))
-        for ids, starts, terms in parts
-    ]
+    if analyzer.n_hashed is not None:
+        return TermCounts(reduce(add, [_counts(*part, analyzer.n_hashed) for part in parts]), None)
+    matrices = [_counts(*part, None) for part in parts]
     matrix = matrices[0] if len(matrices) == 1 else sparse.hstack(matrices, format="csr")
-    terms = pa.concat_arrays([part[2] for part in parts])
-    if analyzer.n_hashed is None:
-        return TermCounts(matrix, terms)
-    hashes = column_of(terms, analyzer.n_hashed)
-    hashed = sparse.csr_array(
-        (matrix.data, hashes[matrix.indices], matrix.indptr), shape=(matrix.shape[0], analyzer.n_hashed)
-    )
-    hashed.sum_duplicates()
-    return TermCounts(hashed, None)
+    return TermCounts(matrix, pa.concat_arrays([part[2] for part in parts]))
+
+
+def _counts(
+    ids: NDArray[np.int32], starts: NDArray[np.int64], terms: pa.Array, n_hashed: int | None
+) -> sparse.csr_array:
+    """Return how often each term is in each document; terms that share a column are added up."""
+    columns = None if n_hashed is None else column_of(terms, n_hashed)
+    n_columns = n_hashed or len(terms)
+    return sparse.csr_array(counted(ids, starts, n_columns, columns), shape=(len(starts) - 1, n_columns))
 
 
 def joined(left: pa.Array, right: pa.Array) -> pa.Array:
@@ -281,25 +281,35 @@ def column_of(terms: pa.Array, n_hashed: int) -> NDArray[np.int32]:
 
 
 @numba.njit(nogil=True, cache=IS_CACHED)
-def counted(ids: Any, starts: Any, n_terms: int) -> Any:
-    """Count ids by row: CSR arrays, in each row the ids in order of their first appearance."""
+def counted(ids: Any, starts: Any, n_columns: int, columns: Any = None) -> Any:
+    """Count by row how often each column occurs: CSR arrays, in each row in order of first appearance.
+
+    An id is a column, or its place in `columns` where those are given.
+    """
     counts = np.empty(len(ids), np.float32)
     indices = np.empty(len(ids), np.int32)
     ends = np.zeros(len(starts), np.int64)
-    place = np.full(n_terms, -1, np.int64)  # where the id was last counted
+    place = np.full(n_columns, -1, np.int64)  # where the column was last counted
     n = 0
     for row in range(len(starts) - 1):
         for word in range(starts[row], starts[row + 1]):
-            term = ids[word]
-            if place[term] >= ends[row]:
-                counts[place[term]] += 1
+            column = ids[word] if columns is None else columns[ids[word]]
+            if place[column] >= ends[row]:
+                counts[place[column]] += 1
             else:
-                place[term] = n
-                indices[n] = term
+                place[column] = n
+                indices[n] = column
                 counts[n] = 1
                 n += 1
         ends[row + 1] = n
     return counts[:n].copy(), indices[:n].copy(), ends
+
+
+@numba.njit(nogil=True, cache=IS_CACHED)
+def tally(indices: Any, frequencies: Any) -> None:
+    """Add to each column's frequency how often it is in `indices`, without numpy's copy of them as int64."""
+    for index in indices:
+        frequencies[index] += 1
 
 
 @numba.njit(nogil=True, cache=IS_CACHED)
@@ -329,9 +339,10 @@ def _n_rows(counts: TermCounts) -> int:
 
 def _hashed_frequencies(counts: list[TermCounts]) -> tuple[int, NDArray[np.int64]]:
     """Return the number of documents of some blocks, and in how many of them each column is."""
-    width = counts[0].matrix.shape[1]
-    frequencies = sum(np.bincount(each.matrix.indices, minlength=width) for each in counts)
-    return sum(map(_n_rows, counts)), np.asarray(frequencies)
+    frequencies = np.zeros(counts[0].matrix.shape[1], np.int64)
+    for each in counts:
+        tally(each.matrix.indices, frequencies)
+    return sum(map(_n_rows, counts)), frequencies
 
 
 def _idf(frequencies: tuple[int, NDArray[np.int64]]) -> NDArray[np.float64]:

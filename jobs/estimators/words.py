@@ -214,6 +214,7 @@ def _first_slot(hashed: Any, mask: int) -> Any:
 
 @_compiled
 def _grown(array: Any) -> Any:
+    """Return an array of twice the length that begins with this one."""
     out = np.empty(2 * len(array), array.dtype)
     out[: len(array)] = array
     return out
@@ -236,8 +237,8 @@ def _rehashed(hashes: Any, n_terms: int) -> Any:
 def _split(data: Any, offsets: Any, is_word: Any, min_length: int) -> Any:
     """Return word ids, starts by row, and where each distinct word starts and ends in `data`."""
     n_rows = len(offsets) - 1
-    # Between two words there is a byte at least.
-    ids = np.empty((offsets[-1] - offsets[0]) // 2 + n_rows + 1, np.int32)
+    # A word and what follows it are six bytes in English; where they are less, there will be more room.
+    ids = np.empty((offsets[-1] - offsets[0]) // 5 + 1, np.int32)
     row_starts = np.zeros(n_rows + 1, np.int64)
     longest = 0
     for row in range(n_rows):
@@ -256,9 +257,11 @@ def _split(data: Any, offsets: Any, is_word: Any, min_length: int) -> Any:
             term_hashes, term_starts, term_ends = _grown(term_hashes), _grown(term_starts), _grown(term_ends)
             slots = _rehashed(term_hashes, n_terms)
         row_starts[row + 1] = row_starts[row] + n_words
+        while row_starts[row + 1] > len(ids):
+            ids = _grown(ids)
         row_ids = ids[row_starts[row] : row_starts[row + 1]]
         n_terms = _numbered(data, starts, ends, hashes, slots, term_hashes, term_starts, term_ends, n_terms, row_ids)
-    return ids[: row_starts[-1]].copy(), row_starts, term_starts[:n_terms].copy(), term_ends[:n_terms].copy()
+    return ids[: row_starts[-1]], row_starts, term_starts[:n_terms].copy(), term_ends[:n_terms].copy()
 
 
 @_compiled
