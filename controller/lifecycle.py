@@ -7,10 +7,11 @@ attempt, so that a thing made twice is one thing. Times are seconds since the ep
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
+from controller.facts import Attempt, Observed, Pod, Runner, Wanted
 from controller.resources import Phase
 
 # How long an image may fail to come before it is believed: a registry may be down for a moment.
@@ -25,127 +26,6 @@ BACKOFF_S, BACKOFF_MAX_S = 5.0, 300.0
 MORE_MEMORY, OUT_OF_MEMORY_RETRIES = 1.5, 1
 # Attempts that the cluster, not the job, ended are not counted, but not without end.
 MAX_DISRUPTIONS = 20
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the MLJob asks for, as far as it decides what happens."""
-
-    backoff_limit: int = 3
-    active_deadline_s: float | None = None
-    pending_deadline_s: float = 600.0
-    ttl_s: float | None = None
-    is_suspended: bool = False
-    min_workers: int = 1
-    problem: str = ""
-    """Why the spec can never run: what the pipeline's models or the runtime say against it."""
-
-
-Role = Literal["scheduler", "worker", "runner"]
-
-
-@dataclass(frozen=True)
-class Pod:
-    """A pod of an attempt that is not well.
-
-    `waits_for` is why it is not scheduled or its container does not start, `ended_by` why its container ended
-    (`OOMKilled`, an exit code), `since` how long that is so.
-    """
-
-    name: str
-    role: Role
-    waits_for: str = ""
-    message: str = ""
-    since: float = 0.0
-    ended_by: str = ""
-
-
-@dataclass(frozen=True)
-class Runner:
-    """The runner's Job, or the one that saves logs.
-
-    `exit_code` is None while it runs, and where its pod went without one; `error` is the class of the error that it
-    told of, `last_line` its message.
-    """
-
-    is_over: bool = False
-    exit_code: int | None = None
-    is_disrupted: bool = False
-    error: str = ""
-    last_line: str = ""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt, as the status keeps it.
-
-    `ready` is when its scheduler and fewest workers were there, `reason` is empty while it lasts, `logs` what became of
-    its logs: empty until that is known.
-    """
-
-    number: int
-    start: float
-    ready: float | None = None
-    end: float | None = None
-    reason: str = ""
-    message: str = ""
-    memory: float = 1.0
-    logs: str = ""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """Everything that is read for a job in one round.
-
-    Attributes
-    ----------
-    wanted
-        The spec.
-    start
-        When the MLJob was made, or first not suspended.
-    attempts
-        Of the status, by number.
-    has_runtime
-        Whether the MLRuntime that it names exists.
-    has_job_file, has_cluster, has_workers, runner
-        What exists of the last attempt; a cluster has no worker groups at first.
-    has_remains
-        Whether there is anything of a cluster of this job, of whichever attempt.
-    is_input_ready
-        Whether the runner's preflight has found input and output in order.
-    is_scheduler_ready, n_workers
-        Of its cluster.
-    scheduler_start
-        When its scheduler's container was started; 0 where it does not run.
-    troubles
-        Its pods that are not well.
-    manifest
-        The committed manifest's metrics; None where there is no manifest.
-    has_log_files, log_job
-        Whether the last attempt's logs have been collected, and the Job that takes them to storage.
-    finished
-        The phase it ended in, and when; None before.
-    """
-
-    wanted: Wanted
-    now: float
-    start: float
-    attempts: Sequence[Attempt] = ()
-    has_runtime: bool = True
-    has_job_file: bool = False
-    has_cluster: bool = False
-    has_workers: bool = False
-    has_remains: bool = False
-    runner: Runner | None = None
-    is_input_ready: bool = False
-    is_scheduler_ready: bool = False
-    scheduler_start: float = 0.0
-    n_workers: int = 0
-    troubles: Sequence[Pod] = ()
-    manifest: Mapping[str, Any] | None = None
-    has_log_files: bool = False
-    log_job: Runner | None = None
-    finished: tuple[Phase, float] | None = None
 
 
 Action = Literal[
@@ -279,13 +159,17 @@ def _end_of(seen: Observed, current: Attempt) -> _End | None:
     if current.ready is not None and current.ready < seen.scheduler_start <= seen.now - SCHEDULER_GRACE_S:
         return _End("SchedulerLost", "the scheduler was started anew, and knows nothing of the run")
     for pod in seen.troubles:
-        reason = _WAITS.get(pod.waits_for, "")
-        is_believed = pod.since >= IMAGE_GRACE_S or pod.waits_for == "InvalidImageName"
-        if reason in ("ImagePull", "WrongRuntime") and is_believed:
-            return _End(reason, f"{pod.name}: {pod.message or pod.waits_for}", is_final=True)
+        if _cannot_start(pod, IMAGE_GRACE_S):
+            return _End(_WAITS[pod.waits_for], f"{pod.name}: {pod.message or pod.waits_for}", is_final=True)
     if current.ready is None and seen.now - current.start >= seen.wanted.pending_deadline_s and not _is_up(seen):
         return _end_of_waiting(seen)
     return None
+
+
+def _cannot_start(pod: Pod, grace_s: float) -> bool:
+    """Whether the pod has waited long enough for what will not come."""
+    is_believed = pod.since >= grace_s or pod.waits_for == "InvalidImageName"
+    return is_believed and _WAITS.get(pod.waits_for) in ("ImagePull", "WrongRuntime")
 
 
 def _is_up(seen: Observed) -> bool:
@@ -436,7 +320,13 @@ def _removal(seen: Observed, last: Attempt, *, keeps_runner: bool) -> Plan | Non
         return step("remove cluster")
     if is_collecting and seen.log_job is not None:
         if not seen.log_job.is_over:
-            return Plan("Pending", "", "", seen.attempts)
+            # What the runner could not pull, the Job that saves its logs cannot: both have one image.
+            grace_s = 0.0 if last.reason == "ImagePull" else IMAGE_GRACE_S
+            pods = [pod for pod in seen.troubles if pod.role == "logs"]
+            stuck = [pod for pod in pods if _cannot_start(pod, grace_s)]
+            if stuck:
+                return with_logs(f"not saved: {stuck[0].name}: {stuck[0].message or stuck[0].waits_for}")
+            return Plan("Pending", "", "", seen.attempts, again_s=TROUBLE_S if pods else None)
         is_saved = seen.log_job.exit_code == 0
         return with_logs(SAVED if is_saved else f"not saved: {seen.log_job.last_line or 'the Job did not end well'}")
     if seen.has_log_files or seen.log_job is not None:

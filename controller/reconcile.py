@@ -16,13 +16,15 @@ from pydantic import ValidationError
 from controller import objects, observe
 from controller.api import Api, Conflict, Missing, Object, Refused
 from controller.autoscale import Autoscaler
-from controller.lifecycle import Observed, Plan, follow
+from controller.facts import Observed
+from controller.lifecycle import Plan, follow
 from controller.logs import collected
 from controller.mirror import Mirrored, key_of
 from controller.objects import UID_LABEL
-from controller.observe import Found, Told, seconds_between
+from controller.observe import Found, seconds_between
 from controller.resources import MLJobSpec, MLRuntimeSpec
 from controller.schedulers import State, Unreachable
+from controller.status import COMPLETE, Told, status_after
 
 # A running job's scheduler is asked so often.
 POLL_S = 5.0
@@ -167,7 +169,7 @@ class Reconciler:
     def _write_status(self, found: Found, spec: MLJobSpec, seen: Observed, plan: Plan, told: Told) -> Object:
         """Write the status where it has changed; what changed since the job was read is a Conflict."""
         job = found.job
-        status = observe.status(found, spec, seen, plan, told)
+        status = status_after(found, spec, seen, plan, told)
         before = job.get("status") or {}
         if _without_nulls(status) == _without_nulls(before):
             return job
@@ -189,7 +191,7 @@ class Reconciler:
                 text = f"attempt {new['number']}: {new['reason']}: {new['message'] or ''}"
                 self.emit(job, "Warning", "AttemptEnded", text)
         if status["phase"] != before.get("phase") and status["phase"] in ("Running", "Succeeded", "Failed"):
-            condition = next(c for c in status["conditions"] if c["type"] == observe.COMPLETE)
+            condition = next(c for c in status["conditions"] if c["type"] == COMPLETE)
             kind = "Warning" if status["phase"] == "Failed" else "Normal"
             self.emit(job, kind, status["phase"], f"{condition['reason']}: {condition['message']}".strip(": "))
 

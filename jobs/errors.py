@@ -6,6 +6,8 @@ lost), 1 anything else. A message is one line: place, value, remedy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class DaskyardError(Exception):
     """Root of all errors that Daskyard raises on purpose."""
@@ -67,3 +69,19 @@ class StoppedError(BaseException):
     """
 
     exit_code = WorkersLostError.exit_code
+
+
+def stop_of(error: BaseException) -> StoppedError | KeyboardInterrupt | None:
+    """Return the stop that led to an error: a signal can strike where its exception is taken for a failure."""
+    return next((each for each in _chain(error) if isinstance(each, (StoppedError, KeyboardInterrupt))), None)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [each.__cause__, each.__context__]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
-from jobs.errors import DaskyardError, StoppedError, WorkersLostError
+from jobs.errors import DaskyardError, WorkersLostError, stop_of
 from jobs.listener import Listener
 
 MAX_RETRIES = 20
@@ -58,23 +58,7 @@ def is_worth_a_retry(error: BaseException) -> bool:
     return is_lost and stop_of(error) is None
 
 
-def stop_of(error: BaseException) -> StoppedError | KeyboardInterrupt | None:
-    """Return the stop that led to an error: a signal can strike where its exception is taken for a failure."""
-    return next((each for each in _chain(error) if isinstance(each, (StoppedError, KeyboardInterrupt))), None)
-
-
 def pause_s(number: int) -> float:
     """Seconds to wait after the failure of the `number`-th try, counted from 1: twice as long each time."""
     longest = min(_FIRST_PAUSE_S * 2 ** (number - 1), _LONGEST_PAUSE_S)
     return longest * random.uniform(_SHORTEST_SHARE, 1.0)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        each = waiting.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            yield each
-            waiting += [each.__cause__, each.__context__]

@@ -24,7 +24,7 @@ from jobs.cli import outcome, submit_api, submit_manifest, submit_status, tables
 from jobs.cli import params as model_params
 from jobs.cli import submit as submitting
 from jobs.cli.progress import watching
-from jobs.errors import DaskyardError, SpecError, StoppedError
+from jobs.errors import DaskyardError, SpecError, StoppedError, stop_of
 
 app = typer.Typer(
     name="daskyard",
@@ -91,7 +91,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             _show(error, str(error), arguments.get("debug", False))
             raise typer.Exit(outcome.exit_code(error)) from None
         except Exception as error:
-            stop = retries.stop_of(error)
+            stop = stop_of(error)
             defect = f"{type(error).__name__}: {error}; run again with --debug to see where"
             _show(error, defect if stop is None else str(stop) or _INTERRUPTED, arguments.get("debug", False))
             raise typer.Exit(outcome.exit_code(error)) from None

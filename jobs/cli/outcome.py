@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.artifacts import Manifest
-from jobs.errors import DaskyardError, SpecError, StoppedError
-from jobs.retries import stop_of
+from jobs.errors import DaskyardError, SpecError, StoppedError, stop_of
 
 # What Kubernetes keeps of a container's termination message.
 MAX_BYTES = 4096

@@ -185,6 +185,9 @@ def test_what_is_wrong_is_said_within_a_minute(case: str, said_of_wrong_jobs: di
         made = kube.listed("daskworkergroups", "--selector", f"daskyard.dev/job={name}")
         assert [kube.name_of(group) for group in made if not kube.name_of(group).endswith("-default")] == []
     wait_end(name)
+    if case == "image":
+        # The Job that would save them has the runner's image.
+        assert "jobs:none" in condition(name, "LogsSaved")["message"]
     kube.wait("no cluster", lambda: not kube.listed("daskclusters", "--selector", f"daskyard.dev/job={name}"), 60)
 
 

@@ -13,22 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.facts import Attempt, Observed, Pod, Role, Runner, Wanted
 from controller.lifecycle import (
     BACKOFF_MAX_S,
     DISRUPTIONS,
     IMAGE_GRACE_S,
     SAVED,
     SCHEDULER_GRACE_S,
+    TROUBLE_S,
     Action,
-    Attempt,
-    Observed,
-    Phase,
-    Pod,
-    Runner,
-    Wanted,
+    Plan,
     follow,
     pause_s,
 )
+from controller.resources import Phase
 
 NOW = 1_000_000.0
 FIRST = Observed(Wanted(), NOW, NOW - 10, [Attempt(1, NOW - 10)], has_job_file=True)
@@ -181,6 +179,26 @@ def test_logs_are_collected_before_pods_go_and_saved_before_the_next_attempt() -
     assert follow(replace(seen, attempts=saved.attempts, log_job=Runner(True, 0))).action == "remove logs"
     rest = replace(seen, attempts=saved.attempts, log_job=None, has_log_files=False)
     assert [a.number for a in follow(rest).attempts] == [1, 2]
+
+
+def test_logs_whose_job_gets_no_image_are_given_up() -> None:
+    ended = replace(RUNNING, attempts=[replace(ENDED, logs="")], has_log_files=True, log_job=Runner(), runner=None)
+    ended = replace(ended, has_cluster=False, has_remains=False)
+
+    def looked(reason: str, since: float, role: Role = "logs") -> Plan:
+        pod = Pod("a-1-logs-x", role, "ErrImagePull", "no such tag", since)
+        attempts = [replace(ended.attempts[0], reason=reason)]
+        return follow(replace(ended, attempts=attempts, troubles=[pod]))
+
+    early = looked("CodeError", 10)
+    assert (early.attempts[0].logs, early.again_s) == ("", TROUBLE_S)
+    assert looked("CodeError", 10, "worker").attempts[0].logs == ""
+    assert looked("CodeError", 999, "worker").attempts[0].logs == ""
+    # Where the attempt ended by its image, nobody waits for it again.
+    for late in (looked("CodeError", IMAGE_GRACE_S), looked("ImagePull", 0)):
+        assert late.attempts[0].logs == "not saved: a-1-logs-x: no such tag"
+    over = replace(ended, attempts=late.attempts, finished=("Failed", NOW - 5))
+    assert follow(over).action == "remove logs"
 
 
 def test_the_last_runner_stays_for_its_log_unless_it_still_runs() -> None:
