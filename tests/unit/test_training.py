@@ -216,7 +216,10 @@ def test_history_and_timings_tell_the_run(threads_client: Client) -> None:
     for timing in result.timings:
         parts = timing.data_wait_s + timing.compute_s + timing.all_reduce_s
         assert 0 < timing.compute_s < parts < timing.total_s + 0.5
-    assert result.samples_per_s == pytest.approx(3 * N_SAMPLES / result.seconds, rel=0.5)
+    # Epochs alone: how long processes take to start says nothing of the training.
+    seconds = sum(epoch.seconds for epoch in result.history)
+    assert result.samples_per_s == pytest.approx(3 * N_SAMPLES / seconds)
+    assert 0 < seconds < result.seconds
 
 
 def test_progress_reaches_the_client(threads_client: Client) -> None:
