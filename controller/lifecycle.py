@@ -158,18 +158,22 @@ def _end_of(seen: Observed, current: Attempt) -> _End | None:
         return _End("SchedulerLost", "the DaskCluster is gone")
     if current.ready is not None and current.ready < seen.scheduler_start <= seen.now - SCHEDULER_GRACE_S:
         return _End("SchedulerLost", "the scheduler was started anew, and knows nothing of the run")
-    for pod in seen.troubles:
-        if _cannot_start(pod, IMAGE_GRACE_S):
-            return _End(_WAITS[pod.waits_for], f"{pod.name}: {pod.message or pod.waits_for}", is_final=True)
+    stuck = _stuck(seen.troubles, IMAGE_GRACE_S)
+    if stuck is not None:
+        return stuck
     if current.ready is None and seen.now - current.start >= seen.wanted.pending_deadline_s and not _is_up(seen):
         return _end_of_waiting(seen)
     return None
 
 
-def _cannot_start(pod: Pod, grace_s: float) -> bool:
-    """Whether the pod has waited long enough for what will not come."""
-    is_believed = pod.since >= grace_s or pod.waits_for == "InvalidImageName"
-    return is_believed and _WAITS.get(pod.waits_for) in ("ImagePull", "WrongRuntime")
+def _stuck(pods: Sequence[Pod], grace_s: float) -> _End | None:
+    """Return the end that comes of the first pod that has waited long enough for what will not come."""
+    for pod in pods:
+        reason = _WAITS.get(pod.waits_for, "")
+        is_believed = pod.since >= grace_s or pod.waits_for == "InvalidImageName"
+        if reason in ("ImagePull", "WrongRuntime") and is_believed:
+            return _End(reason, f"{pod.name}: {pod.message or pod.waits_for}", is_final=True)
+    return None
 
 
 def _is_up(seen: Observed) -> bool:
@@ -320,12 +324,11 @@ def _removal(seen: Observed, last: Attempt, *, keeps_runner: bool) -> Plan | Non
         return step("remove cluster")
     if is_collecting and seen.log_job is not None:
         if not seen.log_job.is_over:
-            # What the runner could not pull, the Job that saves its logs cannot: both have one image.
-            grace_s = 0.0 if last.reason == "ImagePull" else IMAGE_GRACE_S
             pods = [pod for pod in seen.troubles if pod.role == "logs"]
-            stuck = [pod for pod in pods if _cannot_start(pod, grace_s)]
-            if stuck:
-                return with_logs(f"not saved: {stuck[0].name}: {stuck[0].message or stuck[0].waits_for}")
+            # An attempt that an image has ended has waited for one already; most often it is the same.
+            stuck = _stuck(pods, 0.0 if last.reason == "ImagePull" else IMAGE_GRACE_S)
+            if stuck is not None:
+                return with_logs(f"not saved: {stuck.message}")
             return Plan("Pending", "", "", seen.attempts, again_s=TROUBLE_S if pods else None)
         is_saved = seen.log_job.exit_code == 0
         return with_logs(SAVED if is_saved else f"not saved: {seen.log_job.last_line or 'the Job did not end well'}")

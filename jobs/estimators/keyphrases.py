@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.estimators.blocks import runner
-from jobs.estimators.tfidf import Analyzer, TfidfVectorizer, column_of, counted
+from jobs.estimators.tfidf import Analyzer, TfidfVectorizer, column_of
+from jobs.estimators.tfidf_kernels import counted
 
 _FEWEST_DOCUMENTS = 3
 

@@ -185,13 +185,13 @@ def test_logs_whose_job_gets_no_image_are_given_up() -> None:
     ended = replace(RUNNING, attempts=[replace(ENDED, logs="")], has_log_files=True, log_job=Runner(), runner=None)
     ended = replace(ended, has_cluster=False, has_remains=False)
 
-    def looked(reason: str, since: float, role: Role = "logs") -> Plan:
+    def looked(reason: str, since: float, role: Role = "logs", finished: tuple[Phase, float] | None = None) -> Plan:
         pod = Pod("a-1-logs-x", role, "ErrImagePull", "no such tag", since)
         attempts = [replace(ended.attempts[0], reason=reason)]
-        return follow(replace(ended, attempts=attempts, troubles=[pod]))
+        return follow(replace(ended, attempts=attempts, troubles=[pod], finished=finished))
 
-    early = looked("CodeError", 10)
-    assert (early.attempts[0].logs, early.again_s) == ("", TROUBLE_S)
+    for early in (looked("CodeError", 10), looked("CodeError", 10, finished=("Failed", NOW - 5))):
+        assert (early.attempts[0].logs, early.again_s) == ("", TROUBLE_S)
     assert looked("CodeError", 10, "worker").attempts[0].logs == ""
     assert looked("CodeError", 999, "worker").attempts[0].logs == ""
     # Where the attempt ended by its image, nobody waits for it again.
