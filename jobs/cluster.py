@@ -32,22 +32,30 @@ _LOCAL = {
     # A job whose workers are all gone ends with an error after this time instead of waiting for ever.
     "distributed.scheduler.no-workers-timeout": "60s",
     "distributed.scheduler.allowed-failures": 2,
-    # A process looks after itself less often: with Dask's 10 and 20 ms, idle ones take 7 % of a core.
+    # A process looks after itself less often: with Dask's 10, 20 and 500 ms, idle ones take 7 % of a core.
     "distributed.worker.profile.interval": "100ms",
-    "distributed.admin.tick.interval": "200ms",
-    "distributed.admin.system-monitor.interval": "1s",
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "2s",
 }
 
 
-def _memory_settings(limit: int) -> dict[str, int]:
-    """Return what workers of so many bytes are told of freed memory: keep some, as glibc would if Dask let it.
+def _memory_settings(limit: int) -> dict[str, int | str]:
+    """Return how workers of so many bytes keep memory that is freed, and how often they and their nannies look at it.
 
-    Dask has it return all of 128 KiB or more to the system each time, and for the next array each page is cleared
+    Dask has glibc return all of 128 KiB or more to the system each time, and for the next array each page is cleared
     anew: a fifth of the work on text. glibc's own bounds end at 32 and 64 MiB; where memory is little, less is kept.
+    Dask looks every 100 ms, which is a third of what idle processes take. At 2 GiB a second a worker gets through the
+    quarter of its memory between Dask's bounds, at which it spills and at which it is ended, in twice this interval.
     """
     reused = min(max(limit // 64, 4 << 20), 32 << 20)
     environ = "distributed.nanny.pre-spawn-environ."
-    return {f"{environ}MALLOC_MMAP_THRESHOLD_": reused, f"{environ}MALLOC_TRIM_THRESHOLD_": 2 * reused}
+    return {
+        f"{environ}MALLOC_MMAP_THRESHOLD_": reused,
+        f"{environ}MALLOC_TRIM_THRESHOLD_": 2 * reused,
+        # A thread's memory is cut into pieces of 64 MiB, of which an empty one is kept where this much is to spare.
+        f"{environ}MALLOC_TOP_PAD_": reused,
+        "distributed.worker.memory.monitor-interval": f"{min(max(limit // (16 << 20), 100), 400)}ms",
+    }
 
 
 @contextmanager
@@ -87,6 +95,7 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
     limit = MEMORY_LIMIT // n_workers if memory is None else _bytes(memory)
     with (
         dask.config.set(_LOCAL | _memory_settings(limit)),
+        _environment_restored(),
         LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
@@ -94,10 +103,25 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
         ) as cluster,
-        Client(cluster) as client,
+        Client(cluster, direct_to_workers=True) as client,
         _frozen(),
     ):
         yield client
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Take back what nannies leave in this process's environment; the next cluster would take it for the user's."""
+    names = dask.config.get("distributed.nanny.pre-spawn-environ")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -196,10 +196,10 @@ class TfidfVectorizer(BaseEstimator):
             return self._weights(counts, run.share(self.idf_)) if is_weighed else []
         self.vocabulary_: pa.Array = None
         # By worker, and where the documents are: a column's number travels once from each, not once from each block.
-        parts = run.few(add, run.map(_hashed_frequencies, run.grouped(blocks, counts)[1]))
+        parts = run.few(_both, run.map(_hashed_frequencies, run.grouped(blocks, counts)[1]))
         # The weights wait for the sum, not for it to be seen here.
         weights = self._weights(counts, run.map(_idf_of, [parts])[0]) if is_weighed else []
-        self.n_documents_, self.document_frequency_ = reduce(add, run.gather(parts))
+        self.n_documents_, self.document_frequency_ = _sum(run.gather(parts))
         self._learn_idf()
         return weights
 
@@ -223,7 +223,7 @@ class TfidfVectorizer(BaseEstimator):
                 f"min_token_length={self.min_token_length}: no word in any of {self.n_documents_} documents; "
                 "shorten it, or read other documents"
             )
-        self.idf_: NDArray[np.float64] = _idf((self.n_documents_, self.document_frequency_))
+        self.idf_: NDArray[np.float64] = _idf(self.n_documents_, self.document_frequency_)
 
     def _weights(self, counts: list[Any], idf: Any) -> list[Any]:
         run = runner(counts)
@@ -283,22 +283,35 @@ def _n_rows(counts: TermCounts) -> int:
     return int(counts.matrix.shape[0])
 
 
-def _hashed_frequencies(counts: list[TermCounts]) -> tuple[int, NDArray[np.int64]]:
-    """Return the number of documents of some blocks, and in how many of them each column is."""
-    frequencies = np.zeros(counts[0].matrix.shape[1], np.int64)
+# A number of documents, and in how many of them each column is.
+_Frequencies = tuple[int, NDArray[np.integer[Any]]]
+
+
+def _hashed_frequencies(counts: list[TermCounts]) -> _Frequencies:
+    n_documents = sum(map(_n_rows, counts))
+    # They travel, and four bytes hold as many documents as one task has.
+    frequencies = np.zeros(counts[0].matrix.shape[1], np.int32)
     for each in counts:
         tally(each.matrix.indices, frequencies)
-    return sum(map(_n_rows, counts)), frequencies
+    return n_documents, frequencies
 
 
-def _idf(frequencies: tuple[int, NDArray[np.int64]]) -> NDArray[np.float64]:
+def _both(left: _Frequencies, right: _Frequencies) -> _Frequencies:
+    return left[0] + right[0], np.add(left[1], right[1], dtype=np.int64)
+
+
+def _sum(parts: list[_Frequencies]) -> tuple[int, NDArray[np.int64]]:
+    n_documents, frequencies = reduce(_both, parts)
+    return n_documents, frequencies.astype(np.int64, copy=False)
+
+
+def _idf(n_documents: int, df: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return ln((1 + n) / (1 + df)) + 1 of the number of documents and document frequencies."""
-    n, df = frequencies
-    return np.asarray(np.log((1 + n) / (1 + df)) + 1)
+    return np.asarray(np.log((1 + n_documents) / (1 + df)) + 1)
 
 
-def _idf_of(parts: list[tuple[int, NDArray[np.int64]]]) -> NDArray[np.float64]:
-    return _idf(reduce(add, parts))
+def _idf_of(parts: list[_Frequencies]) -> NDArray[np.float64]:
+    return _idf(*_sum(parts))
 
 
 def _frequencies(counts: TermCounts) -> pa.Table:

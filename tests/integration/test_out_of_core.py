@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,6 +84,23 @@ def test_groups_of_blocks_fit_into_a_share_of_a_workers_memory(monkeypatch: pyte
 def test_a_memory_that_is_no_size_or_too_small_is_a_wrong_spec(memory: str) -> None:
     with pytest.raises(SpecError, match=rf"--memory {memory}: not a size of 384 MiB or more"), connected(1, memory):
         pass
+
+
+def test_a_worker_with_little_memory_keeps_less_of_it_and_looks_at_it_as_often_as_dask_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"]
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+
+    def settings() -> tuple[list[int], str]:
+        interval = dask.config.get("distributed.worker.memory.monitor-interval")
+        return [int(os.environ[name]) >> 20 for name in names], interval
+
+    # One after the other in one process: what the first one's nanny has set is not taken for the user's wish.
+    for memory, kept_mib, looks in (("512MiB", 8, "100ms"), ("4GiB", 32, "256ms")):
+        with connected(1, memory) as client:
+            assert list(client.run(settings).values()) == [([kept_mib, 2 * kept_mib, kept_mib], looks)]
 
 
 @pytest.mark.slow

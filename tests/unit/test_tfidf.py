@@ -89,15 +89,21 @@ def test_the_result_does_not_depend_on_how_documents_are_cut(mode: Any, sizes: l
     assert np.array_equal(cut.document_frequency_, whole.document_frequency_)
 
 
-def test_blocks_on_workers_give_what_blocks_in_memory_give() -> None:
+@pytest.mark.parametrize("mode", ["exact", "hashed"])
+def test_blocks_on_workers_give_what_blocks_in_memory_give(mode: Any) -> None:
     texts = corpus()
+    options: dict[str, Any] = {"mode": mode, "min_df": 2, "n_hashed": 256}
     with threads(2) as client:
         futures = client.map(pa.array, blocks_of(texts, [20, 20, 23]))
-        vectorizer = TfidfVectorizer(min_df=2)
+        vectorizer = TfidfVectorizer(**options)
         weights = vectorizer.fit_transform(futures)
         found = sparse.vstack(client.gather(weights)).toarray()
         again = sparse.vstack(client.gather(vectorizer.transform(futures))).toarray()
-    assert np.array_equal(found, TfidfVectorizer(min_df=2).fit_transform(texts).toarray())
+    in_memory = TfidfVectorizer(**options)
+    assert np.array_equal(found, in_memory.fit_transform(texts).toarray())
+    for fitted in (vectorizer, in_memory):
+        assert fitted.document_frequency_.dtype == np.int64
+    assert np.array_equal(vectorizer.document_frequency_, in_memory.document_frequency_)
     assert np.array_equal(again, found)
 
 
