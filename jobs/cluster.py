@@ -16,6 +16,7 @@ from distributed import Client, LocalCluster
 from distributed.comm.addressing import get_address_host_port, parse_address
 from distributed.system import MEMORY_LIMIT
 
+from jobs.environment import restored
 from jobs.errors import DaskyardError, SpecError, WorkersLostError
 
 SCHEDULER_TIMEOUT_S = 60
@@ -95,7 +96,8 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
     limit = MEMORY_LIMIT // n_workers if memory is None else _bytes(memory)
     with (
         dask.config.set(_LOCAL | _memory_settings(limit)),
-        _environment_restored(),
+        # Nannies leave here what they set for workers; the next cluster would take it for the user's.
+        restored(dask.config.get("distributed.nanny.pre-spawn-environ")),
         LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
@@ -107,21 +109,6 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
         _frozen(),
     ):
         yield client
-
-
-@contextmanager
-def _environment_restored() -> Iterator[None]:
-    """Take back what nannies leave in this process's environment; the next cluster would take it for the user's."""
-    names = dask.config.get("distributed.nanny.pre-spawn-environ")
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

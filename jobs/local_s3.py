@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from jobs import local_s3_guard
+from jobs.environment import restored
 from jobs.errors import DaskyardError, StorageError
 
 START_S = 60.0
@@ -258,20 +259,15 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
     # A loopback address must not be asked of a proxy.
     no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), "127.0.0.1"]))
     variables = {**variables, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
-    before = {name: os.environ.get(name) for name in (*variables, *HIDDEN)}
     try:
-        for name in HIDDEN:
-            os.environ.pop(name, None)
-        os.environ.update(variables)
-        # fsspec reuses file systems, and with them the endpoint and the keys of the former environment.
-        s3fs.S3FileSystem.clear_instance_cache()
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
+        with restored((*variables, *HIDDEN)):
+            for name in HIDDEN:
                 os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+            os.environ.update(variables)
+            # fsspec reuses file systems, and with them the endpoint and the keys of the former environment.
+            s3fs.S3FileSystem.clear_instance_cache()
+            yield
+    finally:
         s3fs.S3FileSystem.clear_instance_cache()
 
 
