@@ -85,11 +85,15 @@ def test_each_group_of_a_mixed_job_grows_for_its_own_tasks_and_goes_back() -> No
     load = """
 def work(i):
     import time
-    time.sleep(2)
+    time.sleep({seconds})
     return i
-futures = client.map(work, range(N), pure=False, resources=RESOURCES, retries=0)
-print(json.dumps(sorted(client.gather(futures)) == list(range(N))))
+futures = client.map(work, range({n}), pure=False, resources={needs}, retries=0)
+print(json.dumps(sorted(client.gather(futures)) == list(range({n}))))
 """
+    # In all, less than what a second worker is worth (5 s), also where the scheduler takes tasks that run for twice as
+    # long as they have run.
+    short_on_gpus = load.format(n=2, seconds=0.2, needs={"GPU": 1})
+    long_on_any = load.format(n=60, seconds=2, needs=None)
     workers = {"cpu": {"min": 1, "max": 4}, "gpu": {"min": 0, "max": 2}}
     with submitted(mljob(name, incomes(name, 4000, world_size=1), workers=workers)):
         wait_stage(name, "fit")
@@ -101,9 +105,9 @@ print(json.dumps(sorted(client.gather(futures)) == list(range(N))))
             return {group: found[group] for group in ("cpu", "gpu")}
 
         assert sizes() == {"cpu": 1, "gpu": 0}
-        assert kube.on_scheduler(cluster, load.replace("N", "2").replace("RESOURCES", "{'GPU': 1}"), 240) is True
+        assert kube.on_scheduler(cluster, short_on_gpus, 240) is True
         assert sizes() == {"cpu": 1, "gpu": 1}
-        assert kube.on_scheduler(cluster, load.replace("N", "60").replace("RESOURCES", "None"), 240) is True
+        assert kube.on_scheduler(cluster, long_on_any, 240) is True
         assert sizes()["cpu"] == 4
         assert sizes()["gpu"] <= 1  # of two that it may have
         kube.wait("one worker", lambda: sizes() == {"cpu": 1, "gpu": 0}, 120, 1)
