@@ -27,6 +27,7 @@ from jobs.errors import (
     StorageMissingError,
     WorkersLostError,
 )
+from jobs.freed_memory import give_freed_memory_back
 from jobs.job import Evaluation, Job, Pipeline, workers_lost
 from jobs.listener import Listener
 from jobs.memory_watch import MemoryWatch
@@ -117,6 +118,7 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
     tuning: TuningRecord | None = None
     # The job needs somewhere to write: hear that it may not now, rather than after an hour of training.
     job.write_json("spec.json", spec.model_dump(mode="json"))
+    give_freed_memory_back(client)
     watch = MemoryWatch(client)
     with tempfile.TemporaryDirectory(prefix="daskyard-") as folder:
         dask_report = Path(folder) / "dask-report.html"

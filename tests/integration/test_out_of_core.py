@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
-from distributed import Client
+from distributed import Client, Worker
 
 from benchmarks.data import readings
 from jobs import runner, storage
@@ -19,6 +21,7 @@ from jobs.artifacts import Manifest
 from jobs.cluster import connected
 from jobs.errors import InputError, SpecError
 from jobs.estimators import blocks
+from jobs.freed_memory import FreedMemory, give_freed_memory_back
 from jobs.pipelines import tabular
 from jobs.spec import parse
 from tests.conftest import JobFactory
@@ -53,6 +56,7 @@ def test_partitions_that_are_read_again_give_what_kept_ones_give(
     monkeypatch.setattr(tabular, "_SHARE_KEPT", 0.0)
     again = runner.run(spec_of(pipeline, table, tmp_path / "again", params), client=client).manifest
     assert again.metrics == pytest.approx(kept.metrics, rel=1e-9)
+    assert all(client.run(lambda dask_worker: FreedMemory.name in dask_worker.plugins).values())
 
 
 def test_an_input_that_changes_between_the_passes_is_refused(
@@ -101,6 +105,28 @@ def test_a_worker_with_little_memory_keeps_less_of_it_and_looks_at_it_as_often_a
     for memory, kept_mib, looks in (("512MiB", 8, "100ms"), ("4GiB", 32, "256ms")):
         with connected(1, memory) as client:
             assert list(client.run(settings).values()) == [([kept_mib, 2 * kept_mib, kept_mib], looks)]
+
+
+def test_a_worker_that_has_freed_its_memory_goes_on() -> None:
+    """A little of it lies between the rest, out of Dask's sight: glibc returns nothing, Dask pauses for good."""
+
+    def fragment(dask_worker: Worker) -> int:
+        process = psutil.Process()
+        taken: list[bytes] = []
+        while process.memory_info().rss < 440 << 20:
+            taken += [b"x" * 100_000 for _ in range(50)]
+        vars(dask_worker)["kept"] = taken[::50]
+        taken.clear()
+        return int(process.memory_info().rss)
+
+    with connected(1, "512MiB") as client:
+        give_freed_memory_back(client)
+        [in_memory] = client.run(fragment).values()
+        assert in_memory > 0.8 * (512 << 20)
+        time.sleep(1)  # Dask looks every 100 ms
+        assert client.submit(lambda: "done").result(timeout=20) == "done"
+        [in_memory] = client.run(lambda: psutil.Process().memory_info().rss).values()
+        assert in_memory < 0.6 * (512 << 20)
 
 
 @pytest.mark.slow
