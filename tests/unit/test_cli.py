@@ -206,6 +206,25 @@ def test_an_interrupt_is_exit_code_130(job_file, monkeypatch):
     assert call("run", job_file, code=130).stderr == "error: interrupted\n"
 
 
+def test_an_interrupt_in_code_made_from_text_does_not_end_python_by_the_signal(tmp_path):
+    """Such code runs whenever a dataclass is made. More of it, run by a command as it ends, would hide that it did."""
+    script = """
+import sys
+from jobs.cli import app
+def interrupted():
+    try:
+        exec("raise KeyboardInterrupt")
+    except KeyboardInterrupt:
+        sys.exit(130)
+app.app = interrupted
+app.main()
+"""
+    (tmp_path / "interrupted.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "interrupted"], env=environment, timeout=60)
+    assert done.returncode == 130
+
+
 def test_show_prints_metrics_stages_and_files(run_url):
     output = call("show", run_url).stdout
     for text in (
