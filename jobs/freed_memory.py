@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, cast
 
 from distributed import Client, Worker, WorkerPlugin
 from tornado.ioloop import PeriodicCallback
@@ -40,7 +38,7 @@ class FreedMemory(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Look as often as the worker's own monitor, which acts a step above."""
-        manager, trim = worker.memory_manager, _trim()
+        manager, trim = worker.memory_manager, getattr(ctypes.CDLL(None), "malloc_trim", None)
         fraction = manager.memory_target_fraction or manager.memory_spill_fraction or manager.memory_pause_fraction
         if not manager.memory_limit or not fraction or trim is None:
             return
@@ -61,7 +59,3 @@ class FreedMemory(WorkerPlugin):
         """Look no more."""
         if self._callback is not None:
             self._callback.stop()
-
-
-def _trim() -> Callable[[int], Any] | None:
-    return cast("Callable[[int], Any] | None", getattr(ctypes.CDLL(None), "malloc_trim", None))
