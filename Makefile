@@ -22,7 +22,7 @@ demo: $(BIN)/ready  ## Run all seven pipelines on real data through a local S3 s
 
 .PHONY: test
 test: $(BIN)/ready  ## Run the unit and integration tests, a file at a time on each of two processes.
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1
 
 .PHONY: acceptance
 acceptance: $(BIN)/ready  ## Run the demo and hold its results against oracles and the documented bars.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +18,37 @@ from jobs.local_s3 import LocalS3
 from jobs.spec import JobSpec, parse
 
 JobFactory = Callable[..., Job]
+
+# What a test that its timeout has ended may take to close what it opened.
+_TO_CLOSE_S = 120
+_STDERR = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the standard error that tests do not capture."""
+    config.stash[_STDERR] = os.dup(2)
+
+
+def _end_after(seconds: float, config: pytest.Config) -> None:
+    faulthandler.dump_traceback_later(seconds, exit=True, file=config.stash[_STDERR])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End the process, with each thread's stack, where the timeout cannot: native code does not heed its signal."""
+    marker = item.get_closest_marker("timeout")
+    _end_after(float(marker.args[0] if marker else item.config.getini("timeout")) + _TO_CLOSE_S, item.config)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    """Watch the fixtures of a test that failed as well: its timeout is over, and pytest ends every watch."""
+    if isinstance(node, pytest.Item):
+        _end_after(_TO_CLOSE_S, node.config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
