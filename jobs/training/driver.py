@@ -348,6 +348,7 @@ class Driver:
     def _look_at_workers(self) -> None:
         """Find workers that left, and those that could take part."""
         allowed = allowed_workers(self._client, self._limits.hardware)
+        self._look_at_futures()  # a new scheduler may have answered, which knows no worker yet
         for keeper in list(self._keepers.values()):
             if keeper.address not in allowed:
                 self._gone(keeper, f"{keeper.address}: the worker is gone")

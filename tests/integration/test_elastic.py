@@ -404,7 +404,11 @@ def fit_at(address: str, trainer: Trainer) -> None:
         trainer.fit(client)
 
 
-def test_a_scheduler_that_is_started_anew_ends_the_fit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("look_every_s", [0.5, 0.0])  # at 0, the driver asks for workers in the very next moment
+def test_a_scheduler_that_is_started_anew_ends_the_fit(
+    look_every_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_LOOK_EVERY_S", look_every_s)
     processes = Processes(tmp_path)
 
     def restart() -> None:
