@@ -35,6 +35,7 @@ class Store:
         self.writes: list[tuple[str, str, str]] = []
         self.n_version = 0
         self.is_silent = False
+        self.is_closed = False
         self.logs: dict[str, str] = {}
 
     def put(self, kind: str, found: Object, event: str) -> Object:
@@ -88,6 +89,12 @@ class Store:
         with self.changed:
             found = self.objects.get((kind, namespace, name))
             return None if found is None else json.loads(json.dumps(found))
+
+    def close(self) -> None:
+        """End all watches, the silent ones too."""
+        with self.changed:
+            self.is_closed = True
+            self.changed.notify_all()
 
     def _collect_garbage(self) -> None:
         """Delete what is owned by nobody that exists any more, as the garbage collector does."""
@@ -173,10 +180,10 @@ class _Handler(BaseHTTPRequestHandler):
         seen, deadline = int(query["resourceVersion"]), time.monotonic() + float(query["timeoutSeconds"])
         n = 0
         try:
-            while time.monotonic() < deadline or self.store.is_silent:
+            while not self.store.is_closed and (time.monotonic() < deadline or self.store.is_silent):
                 with self.store.changed:
                     if n == len(self.store.events) or self.store.is_silent:
-                        self.store.changed.wait(0.05)
+                        self.store.changed.wait(1.0)
                     fresh = [] if self.store.is_silent else self.store.events[n:]
                     n += len(fresh)
                 for version, event, of_kind, found in fresh:
@@ -237,6 +244,7 @@ def api_server() -> Iterator[tuple[Store, ApiClient]]:
     finally:
         # Else sockets would be left to the garbage collector, which tells some later test of them.
         client.rest_client.pool_manager.clear()
+        store.close()
         server.shutdown()
         server.server_close()
         thread.join(5)

@@ -534,3 +534,13 @@ def test_a_cluster_of_somebody_else_is_scaled_where_its_groups_say_so() -> None:
                 store.create("DaskWorkerGroup", {"kind": "DaskWorkerGroup", "metadata": metadata, "spec": spec})
             scheduler.demands = [{"needs": {}, "n_tasks": 9, "seconds": 900.0}]
             wait("three workers", lambda: sizes(store) == {"shared-a": 3, "shared-b": 1})
+
+
+def test_no_thread_is_left() -> None:
+    """Hundreds of watches that look for events would take all of the time of the tests that come after."""
+
+    def left() -> list[str]:
+        names = [thread.name for thread in threading.enumerate()]
+        return [name for name in names if "process_request_thread" in name or name.startswith("mirror")]
+
+    wait("their end", lambda: not left())
