@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -33,15 +33,16 @@ def _end_after(seconds: float, config: pytest.Config) -> None:
     faulthandler.dump_traceback_later(seconds, exit=True, file=config.stash[_STDERR])
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
     """End the process, with each thread's stack, where the timeout cannot: native code does not heed its signal."""
-    marker = item.get_closest_marker("timeout")
-    _end_after(float(marker.args[0] if marker else item.config.getini("timeout")) + _TO_CLOSE_S, item.config)
-    try:
-        return (yield)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    _end_after(settings.timeout + _TO_CLOSE_S, item.config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_cancel_timer() -> None:
+    """Watch no longer."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.hookimpl(trylast=True)
