@@ -17,7 +17,7 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
 from jobs import storage
-from jobs.artifacts import Attempt, InputRecord, StageRecord, put_table
+from jobs.artifacts import Attempt, InputRecord, StageRecord, put_table, remove_leftovers
 from jobs.errors import PoisonTaskError, WorkersLostError
 from jobs.listener import Listener
 from jobs.report.sections import Section
@@ -160,6 +160,10 @@ class Job:
     def add_file(self, name: str, size: int, sha256: str) -> None:
         """Register a file that a worker wrote."""
         self.attempt.add_file(name, size, sha256)
+
+    def remove(self, url: str) -> None:
+        """Remove what the run needs no longer; where storage does not let it, that is told, and it stays."""
+        remove_leftovers(self.attempt.run_url, "this attempt", lambda: [url])
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a small file of the run."""

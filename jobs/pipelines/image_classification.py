@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import nn
 
 from jobs import storage
-from jobs.errors import InputError
+from jobs.errors import InputError, StorageDeniedError, StorageMissingError
 from jobs.job import Evaluation, Job
 from jobs.pipelines import image_report
 from jobs.pipelines.image_blocks import (
@@ -33,14 +33,18 @@ from jobs.pipelines.image_blocks import (
     whitening_of,
 )
 from jobs.pipelines.trained import checkpoints_of, tell_change, world_sizes
+from jobs.plain import plain_tree
 from jobs.readers import images as readers
 from jobs.training.convnet import ConvNet, ConvNetConfig, ImageData, nesterov_sgd, smoothed_cross_entropy, triangle
 from jobs.training.hardware import choose_workers
-from jobs.training.shards import Shards, commit_index
+from jobs.training.shards import Shards, commit_index, damage_of
 from jobs.training.trainer import Trainer, TrainResult
 
 _MAX_BAD_SHARE = 0.01
 _BLOCK_IMAGES = 1024
+# So many folders of prepared data for the same images may be damaged.
+_MOST_FOLDERS = 8
+_META = {"format", "classes", "shape", "n_bad", "mean", "std"}
 
 
 @dataclass(frozen=True)
@@ -100,19 +104,61 @@ def _summary(listing: readers.Listing) -> tuple[str, list[storage.StoredFile]]:
 
 
 def prepare(job: Job, loaded: Loaded) -> Prepared:
-    """Decode the images into shards, unless an earlier run did; split them where the input has no test set."""
-    train_url, test_url = (storage.join(loaded.prepared_url, split) for split in ("train", "test"))
-    # The training set's index is created last: it stands for both.
-    if not storage.exists(storage.join(train_url, "index.json")):
-        _decode(job, loaded, train_url, test_url)
-    else:
-        job.log.info("%s: prepared by an earlier run, used again", loaded.prepared_url)
-    prepared = Prepared(Shards.load(train_url), Shards.load(test_url))
-    job.n_rows = prepared.train.n_rows + prepared.test.n_rows
-    return prepared
+    """Decode the images into shards, unless an earlier run did; split them where the input has no test set.
+
+    What an earlier run left is read whole before it is used. Where it is damaged, the images are decoded once more,
+    into a folder beside it: other runs may be reading there, and what one may write one may not always remove.
+    """
+    folders = [loaded.prepared_url, *(f"{loaded.prepared_url}-{n}" for n in range(2, _MOST_FOLDERS + 1))]
+    for folder in folders:
+        train_url, test_url = (storage.join(folder, split) for split in ("train", "test"))
+        # The training set's index is created last: it stands for both.
+        is_reused = storage.exists(storage.join(train_url, "index.json"))
+        damage = None
+        try:
+            if not is_reused and not _decode(job, loaded, train_url, test_url):
+                is_reused = True  # somebody else was first, or left half of it
+        except StorageDeniedError:
+            # Credentials that may not write over a file meet those of a run that was killed.
+            if not storage.list_sizes(folder):
+                raise
+            damage = "begun by another run, and not to be written over"
+        if damage is None:
+            damage = _damage(job, loaded, train_url, test_url) if is_reused else None
+        if damage is None:
+            if is_reused:
+                job.log.info("%s: prepared by an earlier run, used again", folder)
+            prepared = Prepared(Shards.load(train_url), Shards.load(test_url))
+            job.n_rows = prepared.train.n_rows + prepared.test.n_rows
+            return prepared
+        job.log.warning("%s: cannot be used (%s); prepared anew beside it, you may remove it", folder, damage)
+    raise InputError(
+        f"{loaded.prepared_url}: {_MOST_FOLDERS} times prepared and damaged; remove {folders[0]} to {folders[-1]}"
+    )
 
 
-def _decode(job: Job, loaded: Loaded, train_url: str, test_url: str) -> None:
+def _damage(job: Job, loaded: Loaded, train_url: str, test_url: str) -> str | None:
+    """Return what is wrong with prepared data, None where nothing is; workers read all of it."""
+    for url in (train_url, test_url):
+        try:
+            shards = Shards.load(url)
+        except (InputError, StorageMissingError) as error:
+            return str(error)
+        if not shards.meta.keys() >= _META or shards.meta.get("key", _key_of(loaded)) != _key_of(loaded):
+            return f"{url}/index.json: of other images"
+        check = functools.partial(damage_of, url)
+        found = next((damage for damage in job.map(check, shards.infos, unit="shards") if damage is not None), None)
+        if found is not None:
+            return found
+    return None
+
+
+def _key_of(loaded: Loaded) -> str:
+    return loaded.prepared_url.rsplit("/", 1)[-1]
+
+
+def _decode(job: Job, loaded: Loaded, train_url: str, test_url: str) -> bool:
+    """Decode the images into shards; False where other indices were there already, which stay."""
     scratch = job.artifact_url("scratch")
     try:
         scan = job.client.submit(
@@ -130,11 +176,11 @@ def _decode(job: Job, loaded: Loaded, train_url: str, test_url: str) -> None:
             prepare_part, range(n_parts), scan, train_url, test_url, test_fraction, job.params.seed, job.trial
         )
     finally:
-        storage.remove_tree(scratch)
+        job.remove(scratch)
     _check_classes(job.spec.input.url, done)
-    meta = {**facts, **_bad_images(job, done)} | _normalisation(done)
-    commit_index(test_url, [part.test for part in done if part.test is not None], meta)
-    commit_index(train_url, [part.train for part in done if part.train is not None], meta)
+    meta = {**facts, **_bad_images(job, done), "key": _key_of(loaded)} | _normalisation(done)
+    is_first = commit_index(test_url, [part.test for part in done if part.test is not None], meta)
+    return commit_index(train_url, [part.train for part in done if part.train is not None], meta) and is_first
 
 
 def _facts(scan: readers.Scan) -> tuple[int, dict[str, Any]]:
@@ -275,6 +321,6 @@ def write(job: Job, prepared: Prepared, model: Model, evaluation: Evaluation) ->
             "config": asdict(model.config),
             "classes": prepared.classes,
             "input": "uint8 (n, height, width, channels)",
-            "metrics": dict(evaluation.metrics),
+            "metrics": plain_tree(evaluation.metrics),
         },
     )

@@ -110,7 +110,7 @@ def fit(job: Job, prepared: Prepared) -> Model:
             job.client, lambda done, total: job.progress(done, total, "rows"), functools.partial(tell_change, job)
         )
     finally:
-        storage.remove_tree(folder)
+        job.remove(folder)
     job.write_bytes("model.safetensors", save(dict(result.state_dict)))
     return Model(network, result)
 

@@ -24,13 +24,15 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jobs import storage
-from jobs.errors import InputError, StorageError, StorageMissingError
+from jobs.errors import StorageError, StorageMissingError
 
 LATEST = "latest.json"
 N_KEPT = 2
 # Each lost try is another writer's won one.
 N_MOVES = 5
 PAUSE_S = 0.1
+# A byte may be spoilt on its way: what is read twice and is wrong both times is wrong in storage.
+_N_READS = 2
 
 _STATE = re.compile(r"step-(\d{12,})-[0-9a-f]{8}\.state")
 _log = logging.getLogger("daskyard.training")
@@ -78,18 +80,15 @@ class Checkpoints:
         return storage.join(self.url, self.fingerprint[:16])
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest checkpoint, or None where there is none of this fingerprint.
-
-        Raises
-        ------
-        InputError
-            When latest.json is damaged; `read` and `write` say so too.
-        """
+        """Return the newest checkpoint, or None where there is none of this fingerprint."""
         checkpoints, _ = self._listed()
         return checkpoints[0] if checkpoints else None
 
     def read(self) -> tuple[Checkpoint, bytes] | None:
-        """Return the newest checkpoint whose file is whole, and its state; warn of those passed over."""
+        """Return the newest checkpoint whose file is whole, and its state; tell of those passed over, strike them out.
+
+        A listed one that cannot be read would keep all states out that training makes on its way back to its position.
+        """
         checkpoints, version = self._listed()
         found, damage = self._newest_whole(checkpoints)
         if damage:
@@ -97,9 +96,20 @@ class Checkpoints:
             checkpoints, version_now = self._listed()
             if version_now != version:
                 found, damage = self._newest_whole(checkpoints)
+            version = version_now
         for what in damage:
             _log.warning("%s; the checkpoint before it is taken, if there is one", what)
+        if damage:
+            self._strike_out(checkpoints[: len(damage)], checkpoints, version)
         return found
+
+    def _strike_out(self, damaged: Sequence[Checkpoint], listed: Sequence[Checkpoint], version: str | None) -> None:
+        whole = [each for each in listed if each not in damaged]
+        try:
+            # Another version is another writer's doing, whose list is as good as ours.
+            storage.replace(storage.join(self.folder, LATEST), self._content(whole), version)
+        except StorageError as error:
+            _log.warning("%s; the damaged checkpoints stay in the list", error)
 
     def write(self, position: int, state: bytes, notes: Mapping[str, Any]) -> bool:
         """Write a checkpoint; False where one of this position or a later one is there, which then stays.
@@ -150,7 +160,10 @@ class Checkpoints:
         return storage.join(self.folder, file)
 
     def _listed(self) -> tuple[list[Checkpoint], str | None]:
-        """Return the checkpoints in force, newest first, and the version of latest.json, None where there is none."""
+        """Return the checkpoints in force, newest first, and the version of latest.json, None where there is none.
+
+        A list that cannot be read counts as empty: training begins anew, and the next state's list takes its place.
+        """
         url = storage.join(self.folder, LATEST)
         try:
             content, version = storage.read_versioned(url)
@@ -158,25 +171,26 @@ class Checkpoints:
             return [], None
         try:
             latest = _LATEST.validate_json(content)
-        except ValidationError as error:
-            raise InputError(
-                f"{url}: not a list of checkpoints; remove the folder {self.folder}, training then starts anew"
-            ) from error
+        except ValidationError:
+            _log.warning("%s: not a list of checkpoints; it counts as empty, and training starts anew", url)
+            return [], version
         return (latest.checkpoints if latest.fingerprint == self.fingerprint else []), version
 
     def _newest_whole(self, checkpoints: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, bytes] | None, list[str]]:
         """Return the newest checkpoint whose hash holds with its state, and what is wrong with those before it."""
-        damage = []
+        damage: list[str] = []
         for checkpoint in checkpoints:
             url = self._state_url(checkpoint.file)
-            try:
-                state = storage.read_bytes(url)
-            except StorageMissingError:
-                damage.append(f"{url}: the file is missing")
-                continue
-            if hashlib.sha256(state).hexdigest() == checkpoint.sha256:
-                return (checkpoint, state), damage
-            damage.append(f"{url}: the content is not what was written (its SHA-256 is another)")
+            problem = "the content is not what was written (its SHA-256 is another)"
+            for _ in range(_N_READS):
+                try:
+                    state = storage.read_bytes(url)
+                except StorageMissingError:
+                    problem = "the file is missing"
+                    break
+                if hashlib.sha256(state).hexdigest() == checkpoint.sha256:
+                    return (checkpoint, state), damage
+            damage.append(f"{url}: {problem}")
         return None, damage
 
     def _move(self, own: Checkpoint, checkpoints: Sequence[Checkpoint], version: str | None) -> bool:
@@ -185,8 +199,7 @@ class Checkpoints:
         # Listed before the move: while latest.json is of `version` no file of an earlier position but these can be in
         # force or get there, so what a later run writes after a `remove` is never taken for a leftover.
         leftovers = self._files_up_to(own.position) - {each.file for each in kept}
-        content = json.dumps(asdict(_Latest(self.fingerprint, kept)), indent=2).encode()
-        if storage.replace(storage.join(self.folder, LATEST), content, version) is None:
+        if storage.replace(storage.join(self.folder, LATEST), self._content(kept), version) is None:
             return False
         for file in leftovers:
             try:
@@ -195,6 +208,9 @@ class Checkpoints:
                 # The checkpoint stands; the next move tries again.
                 _log.warning("%s; an old state is left there", error)
         return True
+
+    def _content(self, checkpoints: Sequence[Checkpoint]) -> bytes:
+        return json.dumps(asdict(_Latest(self.fingerprint, list(checkpoints))), indent=2).encode()
 
     def _files_up_to(self, position: int) -> set[str]:
         """Names of the state files of `position` or before: listed ones, and those of writers that were cut off."""

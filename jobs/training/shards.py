@@ -25,12 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs import storage
-from jobs.errors import InputError, StorageError
+from jobs.errors import InputError, StorageError, StorageMissingError
 
 Array = NDArray[Any]
 
 _BLOCK_BYTES = 16 << 20
+# A byte may be spoilt on its way: what is fetched twice and is wrong both times is wrong in storage.
+_N_FETCHES = 2
 _UNUSED_DAYS = 7
+
+
+class DamagedShardError(StorageError):
+    """A shard is not what its index says: another try makes it anew."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,21 @@ def commit_index(url: str, shards: Sequence[ShardInfo], meta: Mapping[str, Any] 
     return storage.create(storage.join(url, "index.json"), json.dumps(index, indent=1).encode())
 
 
+def damage_of(url: str, info: ShardInfo) -> str | None:
+    """Bring a shard of the data set `url` to this machine's cache; return what is wrong with it, None where nothing is.
+
+    Runs on a worker.
+    """
+    place = storage.join(url, info.file)
+    try:
+        _cached(place, info, _cache_folder())
+    except StorageMissingError:
+        return f"{place}: missing"
+    except DamagedShardError as error:
+        return str(error)
+    return None
+
+
 @dataclass(frozen=True)
 class Shards:
     """A committed data set; small and picklable. `open` it where its rows are needed."""
@@ -111,14 +132,26 @@ class Shards:
 
     @classmethod
     def load(cls, url: str) -> Shards:
-        """Read the index of `url`; StorageMissingError where nothing was committed."""
+        """Read the index of `url`.
+
+        Raises
+        ------
+        StorageMissingError
+            When nothing was committed there.
+        InputError
+            When what is there is no index of shards.
+        """
+        place = storage.join(url, "index.json")
         try:
-            index = json.loads(storage.read_bytes(storage.join(url, "index.json")))
+            index = json.loads(storage.read_bytes(place))
             arrays = tuple(ArraySpec(a["name"], a["dtype"], tuple(a["shape"])) for a in index["arrays"])
             infos = tuple(ShardInfo(**shard, arrays=arrays) for shard in index["shards"])
-            return cls(url, infos, index["meta"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{url}/index.json: not an index of shards ({error}); remove the folder") from error
+            row_bytes = sum(spec.row_bytes for spec in arrays)
+            if not infos or any(info.n < 1 or info.size != info.n * row_bytes for info in infos):
+                raise ValueError("its shards do not have the sizes of their rows")
+            return cls(url, infos, dict(index["meta"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{place}: not an index of shards ({error}); remove the folder") from error
 
     @property
     def n_rows(self) -> int:
@@ -192,17 +225,20 @@ def _cached(url: str, info: ShardInfo, folder: Path) -> Path:
     if path.exists() and _sha256(path) == info.sha256:
         os.utime(path)
         return path
-    handle, name = tempfile.mkstemp(dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as copy:
-            for start in range(0, info.size, _BLOCK_BYTES):
-                copy.write(storage.read_bytes(url, start, min(start + _BLOCK_BYTES, info.size)))
-        if _sha256(Path(name)) != info.sha256:
-            raise StorageError(f"{url}: content differs from its index; remove the folder and run the job again")
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    return path
+    # Storage may answer a range that is not there in many ways; a size is a size.
+    if storage.size_of(url) == info.size:
+        for _ in range(_N_FETCHES):
+            handle, name = tempfile.mkstemp(dir=folder)
+            try:
+                with os.fdopen(handle, "wb") as copy:
+                    for start in range(0, info.size, _BLOCK_BYTES):
+                        copy.write(storage.read_bytes(url, start, min(start + _BLOCK_BYTES, info.size)))
+                if _sha256(Path(name)) == info.sha256:
+                    os.replace(name, path)
+                    return path
+            finally:
+                Path(name).unlink(missing_ok=True)
+    raise DamagedShardError(f"{url}: content differs from its index; remove the folder and run the job again")
 
 
 def _sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -18,15 +19,18 @@ from distributed import Client
 from pydantic import ValidationError
 
 from jobs import storage
-from jobs.artifacts import Attempt, TrialRecord, TuningRecord
-from jobs.errors import InputError, SpecError, StorageMissingError
+from jobs.artifacts import Attempt, TrialRecord, TuningRecord, remove_leftovers
+from jobs.errors import InputError, SpecError, StorageError, StorageMissingError
 from jobs.job import Evaluation, Job, Pipeline, workers_lost
 from jobs.listener import Listener
+from jobs.plain import plain_tree
 from jobs.spec import JobSpec
 from jobs.spec.tune import Tune
 from jobs.trial import Trial
 from jobs.tuning.search import Place, Plan, best_trial, next_trial, rungs
 from jobs.tuning.space import candidates
+
+_log = logging.getLogger("daskyard.tuning")
 
 
 def tuned(spec: JobSpec, client: Client, run_url: str, listener: Listener) -> tuple[JobSpec, TuningRecord]:
@@ -71,7 +75,7 @@ def tuned(spec: JobSpec, client: Client, run_url: str, listener: Listener) -> tu
 
 def remove_records(run_url: str) -> None:
     """Remove what a search left: after the commit, the manifest has it all."""
-    storage.remove_tree(storage.join(run_url, "trials"))
+    remove_leftovers(run_url, "trials", lambda: [storage.join(run_url, "trials")])
 
 
 class _Search:
@@ -79,13 +83,14 @@ class _Search:
 
     def __init__(self, spec: JobSpec, client: Client, run_url: str) -> None:
         assert spec.tune is not None
-        self._spec, self._tune, self._client = spec, spec.tune, client
+        self._spec, self._tune, self._client, self._run_url = spec, spec.tune, client, run_url
         # Records of another spec under the same run id are not ours.
         folder = storage.join(run_url, "trials", spec.digest[:12])
         self._records_url, self._scratch_url = storage.join(folder, "records"), storage.join(folder, "scratch")
         self._candidates = candidates(spec.tune.space, type(spec.params), spec.params.seed, spec.tune.n_trials)
         self._prepared: tuple[Any, ...] = ()
-        self.records = {Place(record.rung, record.number): record for record in self._read()}
+        self._damaged: set[str] = set()
+        self.records = self._read()
         self.metric = next((record.metric for record in self.records.values() if record.metric), spec.tune.metric or "")
         self.plan = _plan(spec, spec.tune, len(self._candidates), self._is_more_better() if self.metric else True)
 
@@ -100,7 +105,7 @@ class _Search:
         start = time.perf_counter()
         metrics: dict[str, float] = {}
         error: str | None = None
-        name = f"{place.rung}-{place.number:05d}"
+        name = _name(place)
         attempt = Attempt(storage.join(self._scratch_url, name))
         try:
             evaluation = self._evaluated(params, resource, attempt)
@@ -124,7 +129,7 @@ class _Search:
             seconds=time.perf_counter() - start,
             error=error,
         )
-        storage.create(storage.join(self._records_url, f"{name}.json"), record.model_dump_json(indent=1).encode())
+        self._keep(name, record)
         self.records[place] = record
         reached = f"failed: {error}" if error else f"{self.metric} {record.value:.6g}"
         return f"trial {len(self.records)}: {_text(params)}: {reached}"
@@ -132,7 +137,7 @@ class _Search:
     def discard(self) -> None:
         """Remove what trials left but their records, those that were killed among them."""
         self._prepared = ()
-        storage.remove_tree(self._scratch_url)
+        remove_leftovers(self._run_url, "trials", lambda: [self._scratch_url])
 
     def _evaluated(self, params: Mapping[str, Any], resource: float, attempt: Attempt) -> Evaluation:
         tune = self._tune
@@ -175,12 +180,46 @@ class _Search:
             return self._tune.mode == "max"
         return type(self._spec.params).directions[self.metric.partition("@")[0]] == "max"
 
-    def _read(self) -> list[TrialRecord]:
+    def _keep(self, name: str, record: TrialRecord) -> None:
+        url = storage.join(self._records_url, f"{name}.json")
+        content = record.model_dump_json(indent=1).encode()
+        if storage.create(url, content) or name not in self._damaged:
+            return
+        try:
+            storage.write_bytes(url, content)
+        except StorageError as error:
+            _log.warning("%s; the record there stays damaged", error)
+
+    def _read(self) -> dict[Place, TrialRecord]:
+        """Return the records of an earlier try at the run; one that is not what it should be counts as none."""
         try:
             files = storage.list_files(self._records_url)
         except StorageMissingError:
-            return []
-        return [TrialRecord.model_validate_json(storage.read_bytes(file.url)) for file in files]
+            return {}
+        records = {}
+        for file in files:
+            name = file.url.rsplit("/", 1)[-1].removesuffix(".json")
+            try:
+                record = TrialRecord.model_validate_json(storage.read_bytes(file.url))
+            except ValidationError:
+                record = None
+            place = Place(record.rung, record.number) if record is not None else None
+            if record is None or place is None or name != _name(place) or not self._is_ours(record):
+                _log.warning("%s: not the record of this trial, it is made again", file.url)
+                self._damaged.add(name)
+            else:
+                records[place] = record
+        return records
+
+    def _is_ours(self, record: TrialRecord) -> bool:
+        """Whether a record is of this search: of one of its candidates, with a value that its metrics have."""
+        candidates = self._candidates
+        is_candidate = 0 <= record.number < len(candidates) and plain_tree(candidates[record.number]) == record.params
+        return is_candidate and (record.error is not None or record.value == record.metrics.get(record.metric))
+
+
+def _name(place: Place) -> str:
+    return f"{place.rung}-{place.number:05d}"
 
 
 def _plan(spec: JobSpec, tune: Tune, n: int, is_more_better: bool) -> Plan:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from jobs import storage
-from jobs.errors import InputError, StorageError, StorageMissingError
+from jobs.errors import StorageError, StorageMissingError
 from jobs.training import checkpoints as module
 from jobs.training.checkpoints import Checkpoints
 
@@ -247,14 +247,37 @@ def test_a_later_run_s_states_are_no_leftovers_of_a_writer_thought_dead(
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"[]", b'{"fingerprint": "a"}', b'{"fingerprint": "a", "checkpoints": [{}]}']
+    "content", [b"", b"\xff", b"{", b"[]", b'{"fingerprint": "a"}', b'{"fingerprint": "a", "checkpoints": [{}]}']
 )
-def test_a_damaged_list_is_an_error_with_place_and_remedy(local: Checkpoints, content: bytes) -> None:
+def test_a_damaged_list_counts_as_empty_and_is_replaced(
+    local: Checkpoints, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     storage.write_bytes(f"{local.folder}/latest.json", content)
-    for call in (local.latest, local.read, lambda: local.write(1, b"", {})):
-        with pytest.raises(InputError, match=r"latest\.json: not a list of checkpoints; remove the folder .*/0123"):
-            call()
-    assert files(local) == []
+    with caplog.at_level(logging.WARNING):
+        assert local.read() is None
+    assert "latest.json: not a list of checkpoints; it counts as empty" in caplog.text
+    assert local.write(1, b"anew", {})
+    found = local.read()
+    assert found is not None
+    assert found[1] == b"anew"
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "empty"])
+def test_a_listed_state_that_cannot_be_read_does_not_keep_those_before_it_out(kept: Checkpoints, damage: str) -> None:
+    for position in (90, 100):
+        kept.write(position, b"far", {})
+    for file in files(kept):
+        url = storage.join(kept.folder, file)
+        if damage == "missing":
+            storage.remove_tree(url)
+        else:
+            storage.write_bytes(url, b"" if damage == "empty" else b"fa")
+    assert kept.read() is None
+    # Training begins anew, and is cut off again long before it was at 100.
+    assert kept.write(5, b"near", {})
+    found = kept.read()
+    assert found is not None
+    assert (found[0].position, found[1]) == (5, b"near")
 
 
 def test_notes_that_json_cannot_hold_fail_before_anything_is_written(local: Checkpoints) -> None:
