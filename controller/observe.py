@@ -16,6 +16,7 @@ from controller.facts import Attempt, Observed, Pod, Role, Runner, Wanted
 from controller.objects import ATTEMPT_LABEL, ROLE_LABEL, Of, problems
 from controller.resources import MLJobSpec, MLJobStatus, MLRuntimeSpec
 from jobs.errors import SpecError
+from jobs.plain import plain_tree
 
 MESSAGE_MAX = 1024
 _ROLES: Mapping[str, Role] = {"scheduler": "scheduler", "worker": "worker", "runner": "runner", "logs": "logs"}
@@ -180,15 +181,17 @@ def runner_of(job: Object | None, pods: Sequence[Object]) -> Runner | None:
 
 
 def result_of(terminated: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a container of ours told as its last word."""
+    """Return what a container of ours told as its last word; what is no number, which no status can hold, is null."""
     try:
-        told = json.loads(terminated.get("message") or "{}")
-    except ValueError:
+        told = plain_tree(json.loads(terminated.get("message") or "{}"))
+    except (ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
 
 
 def _last_line(terminated: Mapping[str, Any]) -> str:
+    if result_of(terminated).get("outcome") == "running":
+        return f"killed in the midst of it ({terminated.get('reason', 'no reason told')})"
     lines = str(terminated.get("message") or "").strip().splitlines()
     return lines[-1].strip() if lines else str(terminated.get("reason", ""))
 
@@ -198,7 +201,8 @@ def _committed(pods: Iterable[Object]) -> dict[str, Any] | None:
         for end in _ends(pod):
             told = result_of(end)
             if end["exitCode"] == 0 and told.get("outcome") == "committed":
-                return dict(told.get("metrics", {}))
+                metrics = told.get("metrics")
+                return metrics if isinstance(metrics, dict) else {}
     return None
 
 

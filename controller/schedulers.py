@@ -10,6 +10,8 @@ from typing import Any
 
 import urllib3
 
+from jobs.plain import plain_tree
+
 PATH = "/daskyard/state"
 PORT = 8787
 ASK_S = 3.0
@@ -61,8 +63,8 @@ class Schedulers:
         if answer.status != 200:
             raise Unreachable(f"{url}: status {answer.status}")
         try:
-            state = json.loads(content)
-        except ValueError as error:
+            state = plain_tree(json.loads(content))
+        except (ValueError, RecursionError) as error:
             raise Unreachable(f"{url}: not JSON") from error
         if not isinstance(state, dict) or not {"demands", "workers"} <= state.keys():
             raise Unreachable(f"{url}: an answer without demands and workers")

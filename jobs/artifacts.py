@@ -8,20 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import uuid
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from jobs import storage
-from jobs.errors import OutputError, StorageMissingError
+from jobs.errors import OutputError, StorageError, StorageMissingError
+from jobs.plain import plain, plain_tree
 
 MANIFEST = "manifest.json"
+_ATTEMPTS = "attempts"
+_log = logging.getLogger("daskyard.artifacts")
+
+# What was measured may be no number; it then stands there as null, and is seen to be none.
+Metric = Annotated[float | int | str | None, BeforeValidator(plain)]
+Measured = Annotated[float | None, BeforeValidator(plain)]
+Document = Annotated[dict[str, Any], BeforeValidator(plain_tree)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    """What is written reads back: a NaN that found its way to a field which cannot be null is an error at once."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class FileRecord(_Record):
@@ -63,11 +75,11 @@ class TrialRecord(_Record):
 
     rung: int
     number: int
-    params: dict[str, Any]
+    params: Document
     resource: float
     metric: str
-    value: float | None
-    metrics: dict[str, float]
+    value: Measured
+    metrics: dict[str, Measured]
     seconds: float
     error: str | None
 
@@ -80,8 +92,8 @@ class TuningRecord(_Record):
 
     metric: str
     is_more_better: bool
-    params: dict[str, Any]
-    value: float
+    params: Document
+    value: Measured
     n_reused: int
     trials: list[TrialRecord]
 
@@ -91,10 +103,10 @@ class Manifest(_Record):
 
     run_id: str
     pipeline: str
-    spec: dict[str, Any]
+    spec: Document
     attempt: str
     headline: str
-    metrics: dict[str, float | int | str]
+    metrics: dict[str, Metric]
     n_rows: int
     n_workers: int
     workers: list[WorkerRecord] = []
@@ -133,6 +145,11 @@ def read_manifest(run_url: str) -> Manifest:
         raise OutputError(f"{url}: not a manifest of Daskyard; write to another output") from error
 
 
+def attempt_url(run_url: str, attempt: str) -> str:
+    """Return the folder of an attempt's files."""
+    return storage.join(run_url, _ATTEMPTS, attempt)
+
+
 def put(url: str, data: bytes) -> tuple[int, str]:
     """Write a file; return its size and SHA-256, as `Attempt.add_file` wants them. Workers call it too."""
     storage.write_bytes(url, data)
@@ -149,21 +166,31 @@ def put_table(url: str, table: Any) -> tuple[int, str]:
 
 
 class Attempt:
-    """One attempt at a run: it owns a folder of its own until it wins or is discarded."""
+    """One attempt at a run: it owns a folder of its own until it wins or is discarded.
+
+    From just before its manifest is sent until a manifest has been read, nobody knows whether it won: the store may
+    apply later what it has not answered, so that no manifest there now proves nothing. Until then its files stay.
+    """
 
     def __init__(self, run_url: str) -> None:
         self.run_url = run_url
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self.id = f"{stamp}-{uuid.uuid4().hex[:12]}"
-        self.url = storage.join(run_url, "attempts", self.id)
+        self.url = attempt_url(run_url, self.id)
         self._files: dict[str, FileRecord] = {}
         self._shared: set[str] = set()
-        self._is_committed = False
+        self._is_sent = False
+        self._standing: Manifest | None = None
 
     @property
     def files(self) -> list[FileRecord]:
         """The files so far, by name."""
         return [self._files[name] for name in sorted(self._files)]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this attempt cannot have committed the run: its manifest was never sent, or another stands."""
+        return not self._is_sent or (self._standing is not None and self._standing.attempt != self.id)
 
     def file_url(self, name: str) -> str:
         """Where the file `name` of this attempt goes."""
@@ -186,32 +213,88 @@ class Attempt:
     def commit(self, manifest: Manifest) -> Manifest:
         """Create the manifest; return the one that stands then, ours or that of an attempt that was first.
 
-        The winner removes what lost or killed attempts left; the loser removes its own files.
+        The winner removes what lost or killed attempts left; the loser removes its own files. What cannot be removed
+        stays and is told: that changes nothing about the commit.
+
+        Raises
+        ------
+        StorageError
+            When it is not known which manifest stands, if any does; `settle` may find out.
         """
         data = manifest.model_dump_json(indent=2).encode()
         url = storage.join(self.run_url, MANIFEST)
-        # When an answer is lost, the repeated PUT finds our own manifest: whose attempt it names decides.
-        standing = manifest if storage.create(url, data) else read_manifest(self.run_url)
-        if standing.attempt == self.id:
-            self._is_committed = True
-            self._remove_others()
-            self.remove_shared()
-        else:
-            self.discard()
+        # Before the request, not after it: whoever is told to stop in between must not take the files away.
+        self._is_sent = True
+        if storage.create(url, data):
+            self._standing = manifest
+        standing = self.settle()
+        if standing is None:
+            raise StorageError(f"{url}: storage refuses to create it, yet has none to read; run the job again")
+        self.clear_up()
         return standing
 
-    def discard(self) -> None:
-        """Remove the files of this attempt, unless it is the one that was committed: whatever fails then, they stay."""
-        if not self._is_committed:
-            storage.remove_tree(self.url)
+    def settle(self) -> Manifest | None:
+        """Return the manifest that stands, once this attempt has sent its own; None where there is none to read.
+
+        Raises
+        ------
+        DaskyardError
+            When it cannot be read.
+        """
+        if self._is_sent and self._standing is None:
+            # When an answer is lost, the repeated PUT finds our own manifest: whose attempt it names decides.
+            try:
+                self._standing = read_manifest(self.run_url)
+            except StorageMissingError:
+                return None
+        return self._standing
+
+    def discard(self) -> bool:
+        """Remove the files of this attempt, unless a manifest that names them stands, or may come to stand.
+
+        Returns
+        -------
+        bool
+            Whether they were to be removed; what could not be is told.
+        """
+        if self.is_open:
+            remove_leftovers(self.run_url, "this attempt", lambda: [self.url])
+        return self.is_open
+
+    def clear_up(self) -> None:
+        """Remove what the manifest that stands has made useless; what stays is told, and is no error."""
+        if not self.discard():
+            remove_leftovers(self.run_url, "other attempts", self._leftovers)
 
     def remove_shared(self) -> None:
-        """Remove what attempts at this run left for the next one."""
-        for url in self._shared:
-            storage.remove_tree(url)
+        """Remove what attempts at this run left for the next one; what stays is told."""
+        remove_leftovers(self.run_url, "attempts", lambda: sorted(self._shared))
 
-    def _remove_others(self) -> None:
-        folder = storage.join(self.run_url, "attempts")
-        attempts = {file.url.rsplit("/attempts/", 1)[1].split("/", 1)[0] for file in storage.list_files(folder)}
-        for other in attempts - {self.id}:
-            storage.remove_tree(storage.join(folder, other))
+    def _leftovers(self) -> list[str]:
+        folder = storage.join(self.run_url, _ATTEMPTS)
+        others = {name.split("/", 1)[0] for name in storage.list_sizes(folder)} - {self.id}
+        return [*(storage.join(folder, other) for other in sorted(others)), *sorted(self._shared)]
+
+
+def remove_leftovers(run_url: str, whose: str, urls: Callable[[], Sequence[str]]) -> None:
+    """Remove files and folders that are of no use any more; that they stay is told in one line, and is no error.
+
+    Credentials may write and not delete, and storage may fail just now: neither makes a result a lesser one.
+
+    Parameters
+    ----------
+    run_url : str
+        The run that the line is about.
+    whose : str
+        Who left them, for the line.
+    urls : callable
+        Returns what to remove; it may look into storage.
+    """
+    try:
+        for url in urls():
+            storage.remove_tree(url)
+            # Of many removals in one request S3 says which it denies, which s3fs does not pass on.
+            if left := storage.list_sizes(url):
+                raise StorageError(f"{url}: {len(left)} files are still there after their removal")
+    except Exception as error:
+        _log.warning("%s: what %s left stays there, and is no part of a run (%s)", run_url, whose, error)

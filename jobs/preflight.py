@@ -5,13 +5,14 @@ Called by the command line and the runner; imports neither Dask nor what pipelin
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
 
 from jobs import storage
 from jobs.artifacts import Manifest, read_manifest
+from jobs.conditional import refuse_unconditional
 from jobs.errors import InputError, OutputError, SpecError, StorageMissingError
 from jobs.spec import JobSpec, parse
+from jobs.verify import refuse_damaged
 
 _N_FIRST_BYTES = 512
 
@@ -35,7 +36,7 @@ class Preflight:
 
 
 def check(spec: JobSpec) -> Preflight:
-    """Check that a job's input can be read and its output written; nothing of it stays in the output.
+    """Check that a job's input can be read and its output written; one small file stays there, for all runs.
 
     Raises
     ------
@@ -48,7 +49,7 @@ def check(spec: JobSpec) -> Preflight:
         return Preflight(run_url, was_committed=True)
     urls = [url for url in (spec.input.url, spec.input.test_url) if url is not None]
     inputs = tuple(_readable(url) for url in urls)
-    _check_writable(spec.output)
+    refuse_unconditional(spec.output)
     return Preflight(run_url, was_committed=False, inputs=inputs)
 
 
@@ -62,28 +63,31 @@ def refuse_memory(spec: JobSpec) -> None:
 
 
 def committed_of(spec: JobSpec) -> Manifest | None:
-    """Return the manifest of the job's run where it is committed.
+    """Return the manifest of the job's run where it is committed, and its files are there.
 
     Raises
     ------
     OutputError
-        When its run id was committed from another spec.
+        When its run id was committed from another spec, or is damaged.
     """
+    run_url = storage.join(spec.output, spec.name)
     try:
-        return of_this_spec(read_manifest(storage.join(spec.output, spec.name)), spec)
+        manifest = read_manifest(run_url)
     except StorageMissingError:
         return None
+    return taken_over(manifest, spec)
 
 
-def of_this_spec(manifest: Manifest, spec: JobSpec) -> Manifest:
-    """Return the manifest, or raise OutputError where another spec made it."""
+def taken_over(manifest: Manifest, spec: JobSpec) -> Manifest:
+    """Return the manifest that another attempt at the run left, or raise OutputError where it is of no use."""
+    run_url = storage.join(spec.output, spec.name)
     try:
         is_same = parse(manifest.spec).digest == spec.digest
     except SpecError:
         is_same = False
     if not is_same:
-        run_url = storage.join(spec.output, spec.name)
         raise OutputError(f"{run_url}: holds a run of another spec; choose another run_id or output")
+    refuse_damaged(manifest, run_url)
     return manifest
 
 
@@ -95,13 +99,3 @@ def _readable(url: str) -> InputFound:
         raise InputError(f"{url}: nothing but empty files; put the data there or correct the URL")
     storage.read_bytes(first.url, 0, _N_FIRST_BYTES)
     return InputFound(url, len(files), sum(file.size for file in files))
-
-
-def _check_writable(output: str) -> None:
-    probe = storage.join(output, f"_preflight-{uuid.uuid4().hex}")
-    try:
-        # Created, not written: a run's commit needs storage that can.
-        storage.create(probe, b"daskyard preflight")
-    finally:
-        # Also where creating it failed: what was lost may be the answer alone.
-        storage.remove_tree(probe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
@@ -21,17 +22,19 @@ import jobs
 from jobs import storage
 from jobs.artifacts import Attempt, Manifest, TuningRecord
 from jobs.cluster import connected
+from jobs.conditional import refuse_unconditional
 from jobs.errors import (
     DaskyardError,
-    StorageError,
     StorageMissingError,
     WorkersLostError,
+    stop_of,
 )
 from jobs.freed_memory import give_freed_memory_back
 from jobs.job import Evaluation, Job, Pipeline, workers_lost
 from jobs.listener import Listener
 from jobs.memory_watch import MemoryWatch
-from jobs.preflight import committed_of, of_this_spec, refuse_memory
+from jobs.plain import plain
+from jobs.preflight import committed_of, refuse_memory, taken_over
 from jobs.report import html
 from jobs.spec import JobSpec
 from jobs.telling import Telling
@@ -40,6 +43,7 @@ from jobs.tuning.trials import remove_records, tuned
 
 STAGES = ("load", "prepare", "fit", "evaluate", "write")
 T = TypeVar("T")
+_log = logging.getLogger("daskyard.runner")
 _LIBRARIES = ("dask", "distributed", "fsspec", "numpy", "pandas", "pyarrow", "s3fs", "scipy", "torch")
 
 
@@ -59,8 +63,11 @@ def run(
     memory: str | None = None,
     listener: Listener | None = None,
     client: Client | None = None,
+    on_commit: Callable[[RunResult], None] = lambda result: None,
 ) -> RunResult:
     """Run a job to its commit, unless its run id was committed before.
+
+    Whatever fails once the run is committed, a stop among it, is told as a warning: the run is its result.
 
     Parameters
     ----------
@@ -72,6 +79,8 @@ def run(
         Who is told of stages and progress; the scheduler is told as well.
     client : distributed.Client, optional
         A client of a running cluster; it is left open.
+    on_commit : callable
+        Gets the result as soon as it is known, and perhaps again: whoever is told to stop after that has it to tell of.
 
     Raises
     ------
@@ -85,30 +94,37 @@ def run(
     committed = committed_of(spec)
     if committed is not None:
         listener.message(f"{run_url}: committed before, nothing to do")
-        return RunResult(run_url, committed, was_committed=True)
+        return _told(RunResult(run_url, committed, was_committed=True), on_commit)
+    refuse_unconditional(spec.output)
     attempt = Attempt(run_url)
     try:
         with ExitStack() as stack:
             if client is None:
                 client = stack.enter_context(connected(n_workers, memory))
                 listener.message(f"dashboard: {client.dashboard_link}")
-            manifest = _attempted(spec, client, attempt, Telling(listener, client))
-        standing = attempt.commit(manifest)
-        if spec.tune is not None:
-            remove_records(run_url)
+            # Before the cluster is closed, which takes its time and may fail.
+            standing = attempt.commit(_attempted(spec, client, attempt, Telling(listener, client)))
+            if standing.attempt == attempt.id:
+                _told(RunResult(run_url, standing, was_committed=False), on_commit)
+                if spec.tune is not None:
+                    remove_records(run_url)
     except BaseException as error:
-        _discard(attempt, error)
-        # A racing run that won sweeps our files away under us: then its result is the result.
-        committed = committed_of(spec) if isinstance(error, StorageMissingError) else None
-        if committed is not None:
-            return RunResult(run_url, committed, was_committed=True)
-        lost = workers_lost(error)
-        if lost is not None:
-            raise lost from error
-        raise
-    if standing.attempt != attempt.id:
-        standing = of_this_spec(standing, spec)
-    return RunResult(run_url, standing, was_committed=standing.attempt != attempt.id)
+        found = _settled(attempt, spec, error)
+        if found is None:
+            lost = workers_lost(error)
+            if lost is not None:
+                raise lost from error
+            raise
+        standing = found
+    was_committed = standing.attempt != attempt.id
+    if was_committed:
+        standing = taken_over(standing, spec)
+    return _told(RunResult(run_url, standing, was_committed), on_commit)
+
+
+def _told(result: RunResult, on_commit: Callable[[RunResult], None]) -> RunResult:
+    on_commit(result)
+    return result
 
 
 def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listener) -> Manifest:
@@ -132,6 +148,10 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
         # No `with`: a run that failed needs no report, and to ask a scheduler that is gone for one takes half a minute.
         report.__exit__(None, None, None)
         job.write_bytes("dask-report.html", dask_report.read_bytes())
+    metrics = {**evaluation.metrics, **({"tuning_best": tuning.value} if tuning else {})}
+    no_numbers = [name for name, value in metrics.items() if plain(value) is None]
+    if no_numbers:
+        job.log.warning("not a number, null in the manifest: %s", ", ".join(no_numbers))
     workers = watch.end()
     ended_at = datetime.now(UTC)
     manifest = Manifest(
@@ -140,7 +160,7 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
         spec=spec.model_dump(mode="json"),
         attempt=attempt.id,
         headline=evaluation.headline,
-        metrics={**evaluation.metrics, **({"tuning_best": tuning.value} if tuning else {})},
+        metrics=metrics,
         tuning=tuning,
         n_rows=job.n_rows,
         n_workers=job.n_workers,
@@ -181,18 +201,39 @@ def _stage(job: Job, name: str, function: Callable[[], T]) -> T:
         return function()
 
 
-def _discard(attempt: Attempt, error: BaseException) -> None:
-    """Remove the attempt's files; what went wrong before matters more than a failure to clean up.
+def _settled(attempt: Attempt, spec: JobSpec, error: BaseException) -> Manifest | None:
+    """Return the manifest that stands in spite of an error, or clear up after the attempt and return None.
 
-    What it left for another attempt stays where another one may get further.
+    Where nobody can say whether the attempt was committed, all that it wrote stays.
     """
     try:
-        attempt.discard()
-        if isinstance(error, DaskyardError) and error.exit_code != WorkersLostError.exit_code:
+        standing = attempt.settle()
+    except BaseException as second:
+        _log.warning("%s", _unclear(attempt, str(second) or type(second).__name__))
+        if stop_of(second) is not None:
+            raise
+        return None
+    if attempt.discard():
+        # A racing run that won sweeps our files away under us: then its result is the result.
+        if standing is None and isinstance(error, StorageMissingError):
+            standing = committed_of(spec)
+        # What it left for another attempt stays where another one may get further.
+        if standing is None and isinstance(error, DaskyardError) and error.exit_code != WorkersLostError.exit_code:
             attempt.remove_shared()
-    except (DaskyardError, OSError) as second:
-        if not isinstance(error, StorageError):
-            error.add_note(f"{attempt.url}: could not be removed ({second})")
+        return standing
+    if standing is None:
+        _log.warning("%s", _unclear(attempt, "there is none yet, and it may come to be"))
+        return None
+    what = "told to stop after it" if stop_of(error) is not None else f"after it: {type(error).__name__}: {error}"
+    _log.warning("%s: committed; %s", attempt.run_url, " ".join(what.split()))
+    return standing
+
+
+def _unclear(attempt: Attempt, why: str) -> str:
+    return (
+        f"{attempt.run_url}: whether the manifest of this attempt was written is not known ({' '.join(why.split())}); "
+        f"its files stay in {attempt.url}, and the next commit of this run clears them up"
+    )
 
 
 def _git_commit() -> str | None:

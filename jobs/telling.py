@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from numbers import Integral
 from typing import Any
 
 from distributed import Client
 
 from jobs.listener import Listener
 from jobs.pace import Pace
+from jobs.plain import plain
 
 TOPIC = "daskyard-progress"
 EVERY_S = 1.0
@@ -69,13 +69,14 @@ class Telling(Listener):
             return
         self._pace.update(done)
         if self._clock() - self._told_at >= EVERY_S:
-            percent = min(int(100 * done / total), 100) if total > 0 else None
-            self._tell(percent=percent, seconds_left=self._pace.left_s(total))
+            share = done / total if total > 0 else math.nan
+            percent = min(int(100 * share), 100) if math.isfinite(share) else None
+            self._tell(percent=percent, seconds_left=plain(self._pace.left_s(total)))
 
     def metrics(self, values: Mapping[str, float | int | str]) -> None:
         """Tell them with whatever is told from now on."""
         self._listener.metrics(values)
-        self._now = {**self._now, "metrics": {name: _plain(value) for name, value in values.items()}}
+        self._now = {**self._now, "metrics": {name: plain(value) for name, value in values.items()}}
 
     def message(self, text: str) -> None:
         """Pass it on."""
@@ -122,13 +123,3 @@ class _Events:
             document, self._waiting = self._waiting, None
             self._is_under_way = document is not None
             return document
-
-
-def _plain(value: Any) -> float | int | str | None:
-    """Return what Dask's messages and JSON can hold: numbers of Python's own, None for what is no number."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    number = float(value)
-    return number if math.isfinite(number) else None

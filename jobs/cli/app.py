@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +19,13 @@ from rich.console import Console
 from rich.text import Text
 
 import jobs
-from jobs import artifacts, datasets, logs, retries, spec
+from jobs import artifacts, datasets, logs, retries, spec, verify
 from jobs import preflight as checks
 from jobs.cli import outcome, submit_api, submit_manifest, submit_status, tables
 from jobs.cli import params as model_params
 from jobs.cli import submit as submitting
 from jobs.cli.progress import watching
-from jobs.errors import DaskyardError, SpecError, StoppedError, stop_of
+from jobs.errors import DaskyardError, OutputError, SpecError, StoppedError, stop_of
 
 app = typer.Typer(
     name="daskyard",
@@ -112,12 +113,16 @@ def _traceback(error: BaseException) -> None:
 
 
 def _error(text: str) -> None:
-    line = Text.assemble(("error: ", "bold red"), " ".join(text.split()))
+    _line("error", text)
+
+
+def _line(kind: str, text: str) -> None:
+    line = Text.assemble((f"{kind}: ", "bold red"), " ".join(text.split()))
     Console(stderr=True).print(line, soft_wrap=True, highlight=False)
 
 
 def _print_json(document: object) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
@@ -154,18 +159,40 @@ def run(
         job = spec.load(file, sets or (), run_id)
         from jobs import runner
 
-        with watching(Console(stderr=True)) as listener:
+        known: list[runner.RunResult] = []
+        try:
+            with watching(Console(stderr=True)) as listener:
 
-            def attempt() -> runner.RunResult:
-                return runner.run(job, n_workers=workers, memory=memory, listener=listener)
+                def attempt() -> runner.RunResult:
+                    return runner.run(job, n_workers=workers, memory=memory, listener=listener, on_commit=known.append)
 
-            result = retries.with_retries(attempt, n_retries, listener)
+                retries.with_retries(attempt, n_retries, listener)
+        except (StoppedError, KeyboardInterrupt):
+            if not known:
+                raise
+        _stop_no_more()
+        result = known[-1]
         tell(outcome.committed(result.run_url, result.was_committed, result.manifest))
-    if as_json:
-        document = {"run_url": result.run_url, "was_committed": result.was_committed}
-        _print_json({**document, "manifest": result.manifest.model_dump(mode="json")})
-    else:
-        tables.run_summary(Console(), result.run_url, result.manifest)
+    with _after_the_commit():
+        if as_json:
+            document = {"run_url": result.run_url, "was_committed": result.was_committed}
+            _print_json({**document, "manifest": result.manifest.model_dump(mode="json")})
+        else:
+            tables.run_summary(Console(), result.run_url, result.manifest)
+
+
+@contextmanager
+def _after_the_commit() -> Iterator[None]:
+    """Make a warning of what fails as a result is shown: the run is committed, and its exit code says so."""
+    try:
+        yield
+        sys.stdout.flush()
+    except Exception as error:
+        if not isinstance(error, BrokenPipeError):
+            _line("warning", f"the run is committed; its summary cannot be shown ({type(error).__name__}: {error})")
+        # Python would try once more at its end, and end with another code.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.command()
@@ -240,16 +267,32 @@ def schema() -> None:
 @_command
 def show(
     run_url: Annotated[str, typer.Argument(metavar="RUN_URL", help="URL of a committed run.")],
+    is_verified: Annotated[
+        bool, typer.Option("--verify", help="Read every file and compare it with its size and SHA-256.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show metrics, stages and files of a committed run."""
     manifest = artifacts.read_manifest(run_url)
+    damage = _verified(manifest, run_url) if is_verified else []
     if as_json:
-        _print_json(manifest.model_dump(mode="json"))
+        document = manifest.model_dump(mode="json")
+        _print_json(document | ({"damaged": [asdict(each) for each in damage]} if is_verified else {}))
     else:
         tables.run_summary(Console(), run_url, manifest)
         tables.run_details(Console(), manifest)
+    for each in damage:
+        _line("damaged", str(each))
+    if damage:
+        raise OutputError(f"{run_url}: {len(damage)} of {len(manifest.files)} files are damaged; put them back")
+    if is_verified and not as_json:
+        tables.line(Console(), f"verified: {len(manifest.files)} files are what was written")
+
+
+def _verified(manifest: artifacts.Manifest, run_url: str) -> list[verify.Damage]:
+    with watching(Console(stderr=True)) as listener:
+        return verify.verify(manifest, run_url, lambda done, total: listener.progress("verify", done, total, "bytes"))
 
 
 @app.command("save-logs", hidden=True)
@@ -400,6 +443,15 @@ def _stop(number: int, frame: object) -> None:
     # Where it strikes, it may be lost: in what is called as memory is freed, or where all that is raised is caught.
     signal.setitimer(signal.ITIMER_REAL, _TELL_AGAIN_S)
     raise StoppedError("told to stop by SIGTERM; run the job again")
+
+
+def _stop_no_more() -> None:
+    """Pay no heed to what tells the process to stop: it is about to end, and well."""
+    if signal.getsignal(signal.SIGTERM) is not _stop:
+        return  # called by other code than `main`, whose signals are its own
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main() -> None:

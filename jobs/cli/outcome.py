@@ -1,27 +1,36 @@
 """How a run, or its preflight, ended, as a small JSON document in a file: for whoever started it, such as Kubernetes.
 
+{"outcome": "running"}
 {"outcome": "committed", "run_url": "s3://demo/runs/a", "was_committed": false, "metrics": {"r2": 0.61}}
 {"outcome": "ready"}
 {"outcome": "failed", "error": "StorageDeniedError", "exit_code": 2, "message": "s3://demo/…: access denied …"}
+
+"running" is there from the first moment on; where it stays, the process was killed before it could say more.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import stat
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from jobs.artifacts import Manifest
 from jobs.errors import DaskyardError, SpecError, StoppedError, stop_of
+from jobs.plain import plain_tree
 
 # What Kubernetes keeps of a container's termination message.
 MAX_BYTES = 4096
 _MESSAGE_CHARACTERS = 1000
+_MOST_BLANK = 1 << 20
 INTERRUPTED = 130
 
 READY = {"outcome": "ready"}
+RUNNING = {"outcome": "running"}
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -33,20 +42,23 @@ def told_in(file: Path | None) -> Iterator[Tell]:
     Raises
     ------
     SpecError
-        When nothing can be written there; before the block begins.
+        When nothing can be written there; before the block begins. Later that is a warning: the run has its outcome.
     """
     if file is None:
         yield lambda document: None
         return
     document: dict[str, Any] = {}
 
-    _write(file, {})
+    try:
+        _write(file, RUNNING)
+    except OSError as error:
+        raise SpecError(f"--result: {file}: cannot be written ({error.strerror}); name another file") from error
     try:
         yield document.update
     except BaseException as error:
-        _write(file, failure(error))
+        _write_last(file, document or failure(error))
         raise
-    _write(file, document)
+    _write_last(file, document)
 
 
 def committed(run_url: str, was_committed: bool, manifest: Manifest) -> dict[str, Any]:
@@ -76,16 +88,46 @@ def exit_code(error: BaseException) -> int:
 
 def encoded(document: dict[str, Any]) -> bytes:
     """Return the document as JSON of at most `MAX_BYTES`: the last metrics are left out where they are too many."""
+    document = plain_tree(document)
     metrics = dict(document.get("metrics", {}))
-    while len(data := json.dumps(document, ensure_ascii=False).encode()) > MAX_BYTES and metrics:
+    while len(data := json.dumps(document, ensure_ascii=False, allow_nan=False).encode()) > MAX_BYTES and metrics:
         metrics.popitem()
         document = {**document, "metrics": metrics}
     return data
 
 
-def _write(file: Path, document: dict[str, Any]) -> None:
-    # In place: the file may be a mount, which nothing can be renamed to.
+def _write_last(file: Path, document: dict[str, Any]) -> None:
     try:
-        file.write_bytes(encoded(document) if document else b"")
+        _write(file, document)
     except OSError as error:
-        raise SpecError(f"--result: {file}: cannot be written ({error.strerror}); name another file") from error
+        with suppress(OSError):
+            sys.stderr.write(f"warning: --result: {file}: cannot be written ({error.strerror}); it tells no end\n")
+
+
+def _write(file: Path, document: dict[str, Any]) -> None:
+    """Write the document in place, so that whoever reads meanwhile finds this one or the one before, never half of one.
+
+    In place: the file may be a mount, which nothing can be renamed to, or a pipe.
+    """
+    data = encoded(document)
+    if not os.path.lexists(file):
+        # A new file is not to be seen empty either.
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, file)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        return
+    descriptor = os.open(file, os.O_WRONLY)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.write(descriptor, data)
+            return
+        # What is left of a longer one is blank, which JSON does not mind, until it is cut off.
+        os.pwrite(descriptor, data.ljust(min(status.st_size, _MOST_BLANK)), 0)
+        os.ftruncate(descriptor, len(data))
+    finally:
+        os.close(descriptor)

@@ -134,7 +134,10 @@ class _ToListener(logging.Handler):
         self._listener = listener
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._listener.message(self.format(record))
+        try:
+            self._listener.message(self.format(record))
+        except Exception:  # a line that cannot be written is no failure of what it is about
+            self.handleError(record)
 
 
 @contextmanager

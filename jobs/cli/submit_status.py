@@ -178,7 +178,7 @@ def summary(console: Console, job: Object) -> None:
     if status.get("metrics"):
         made = tables.table("metric", "value", right=["value"])
         for name, value in status["metrics"].items():
-            made.add_row(Text(name), Text(tables.value_text(value)))
+            made.add_row(Text(name), Text(tables.metric_text(value)))
         console.print(made)
     if status.get("runUrl"):
         tables.line(console, f"run     {status['runUrl']}")

@@ -71,7 +71,7 @@ def run_summary(console: Console, run_url: str, manifest: Manifest) -> None:
     made = table("metric", "value", right=["value"])
     for name, value in manifest.metrics.items():
         style = "bold" if name == manifest.headline else ""
-        made.add_row(Text(name, style=style), Text(value_text(value), style=style))
+        made.add_row(Text(name, style=style), Text(metric_text(value), style=style))
     console.print(made)
     if manifest.tuning is not None:
         chosen = ", ".join(f"{name} {value_text(value)}" for name, value in manifest.tuning.params.items())
@@ -140,12 +140,17 @@ def _first_url(outcome: Outcome) -> str:
 
 
 def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else value_text(value)
+    return f"{value:.4g}" if isinstance(value, float) else metric_text(value)
 
 
 def line(console: Console, text: str) -> None:
     """Write a line as it is: URLs stay whole, so that they can be copied."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def metric_text(value: object) -> str:
+    """Return a metric for people: what was measured and is no number is kept as null."""
+    return "not a number" if value is None else value_text(value)
 
 
 def value_text(value: object) -> str:

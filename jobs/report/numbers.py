@@ -7,6 +7,8 @@ from typing import Any
 
 def number(value: Any) -> str:
     """Write a figure for people: thousands apart, four significant digits."""
+    if value is None:
+        return "not a number"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e15):

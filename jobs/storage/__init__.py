@@ -11,12 +11,14 @@ from jobs.storage.files import (
     exists,
     join,
     list_files,
+    list_sizes,
     open_input,
     options_fs,
     read_bytes,
     read_versioned,
     remove_tree,
     replace,
+    size_of,
     write_bytes,
 )
 
@@ -26,6 +28,7 @@ __all__ = [
     "exists",
     "join",
     "list_files",
+    "list_sizes",
     "mapped",
     "open_input",
     "options_fs",
@@ -33,5 +36,6 @@ __all__ = [
     "read_versioned",
     "remove_tree",
     "replace",
+    "size_of",
     "write_bytes",
 ]

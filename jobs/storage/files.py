@@ -191,6 +191,31 @@ def list_files(url: str, suffixes: Sequence[str] = ()) -> list[StoredFile]:
 
 
 @_retried
+def list_sizes(url: str) -> dict[str, int]:
+    """Return the bytes of all files below the folder `url`, hidden ones too, by name relative to it; {} without any."""
+    fs, path = options_fs(url)
+    with mapped(url):
+        try:
+            found = fs.find(path, detail=True)
+        except FileNotFoundError:
+            return {}
+    sizes = {name[len(path) :].lstrip("/"): int(info.get("size") or 0) for name, info in found.items()}
+    return {name: size for name, size in sorted(sizes.items()) if name}
+
+
+@_retried
+def size_of(url: str) -> int | None:
+    """Return the bytes of the file at `url`; None where there is none."""
+    fs, path = options_fs(url)
+    with mapped(url):
+        try:
+            found = fs.info(path)
+        except FileNotFoundError:
+            return None
+    return None if found.get("type") == "directory" else int(found.get("size") or 0)
+
+
+@_retried
 def remove_tree(url: str) -> None:
     """Remove the folder or file at `url` with all that is in it; nothing there is fine."""
     fs, path = options_fs(url)
