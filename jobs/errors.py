@@ -6,13 +6,20 @@ lost), 1 anything else. A message is one line: place, value, remedy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+
+# What stands between the slashes and the host of a URL. A secret key of S3 can have slashes, and no bucket a colon.
+_USER_INFORMATION = re.compile(r"(\bs3a?://)[^\s/@:]*:[^\s@]*@|(\b[A-Za-z][\w+.-]*://)[^\s/@]+@")
 
 
 class DaskyardError(Exception):
-    """Root of all errors that Daskyard raises on purpose."""
+    """Root of all errors that Daskyard raises on purpose. Passwords in URLs of a message are left out."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_passwords(each) if isinstance(each, str) else each for each in args))
 
 
 class SpecError(DaskyardError):
@@ -37,6 +44,10 @@ class StorageError(DaskyardError):
     """Storage did not answer, or not in time: worth another try."""
 
     exit_code = 75
+
+
+class StorageStalledError(StorageError):
+    """An operation moved too little for too long: waiting longer would not help, another run may."""
 
 
 class StorageMissingError(StorageError):
@@ -69,6 +80,11 @@ class StoppedError(BaseException):
     """
 
     exit_code = WorkersLostError.exit_code
+
+
+def without_passwords(text: str) -> str:
+    """Return a text whose URLs name neither user nor password."""
+    return _USER_INFORMATION.sub(r"\1\2***@", text)
 
 
 def stop_of(error: BaseException) -> StoppedError | KeyboardInterrupt | None:

@@ -5,29 +5,59 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from jobs.errors import DaskyardError, StorageDeniedError, StorageError, StorageMissingError
+from jobs.errors import (
+    DaskyardError,
+    InputError,
+    StorageDeniedError,
+    StorageError,
+    StorageMissingError,
+    StorageStalledError,
+)
+from jobs.storage.tries import Stalled
 
 _BAD_CREDENTIALS = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "TokenRefreshRequired",
-    "AuthorizationHeaderMalformed",
-    "RequestTimeTooSkewed",
+    "InvalidAccessKeyId": "storage does not know the access key; correct AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the secret does not belong to the access key; correct AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the credentials have expired; fetch new ones",
+    "ExpiredTokenException": "the credentials have expired; fetch new ones",
+    "TokenRefreshRequired": "the credentials have expired; fetch new ones",
+    "InvalidToken": "storage does not take the session token; correct AWS_SESSION_TOKEN, or unset it",
+    "RequestTimeTooSkewed": "this machine's clock differs from that of the storage; set it",
+    "RequestExpired": "this machine's clock differs from that of the storage; set it",
 }
 _DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"}
 _NO_BUCKET = {"NoSuchBucket", "InvalidBucketName"}
 _MISSING = {"NoSuchKey", "404", "NoSuchUpload", "NotFound"}
+_OTHER_REGION = {
+    *("PermanentRedirect", "TemporaryRedirect", "Redirect", "301", "307", "AuthorizationHeaderMalformed"),
+    "IllegalLocationConstraintException",
+}
+_CHANGED = {"PreconditionFailed", "412"}
+_NOT_IMPLEMENTED = {"NotImplemented", "501"}
+# Of the refusals that blame the request, those that the same request may not meet again.
+_MAY_PASS = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown", "NoSuchUpload"}
+_STATUS_MAY_PASS = {408, 409, 425, 429}
 # Local disks and mounts that say no for good: another try would hear the same.
-_FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
+_FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 _NOT_A_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+class Damaged(Exception):
+    """What came is not what was stored; said without its URL."""
+
+
+class Untrusted(Exception):
+    """The server's certificate is not one to trust; said without its URL."""
 
 
 @contextmanager
 def mapped(url: str) -> Iterator[None]:
-    """Raise storage errors met inside as StorageError, StorageMissingError or StorageDeniedError about `url`."""
+    """Raise storage errors met inside as StorageError, StorageMissingError or StorageDeniedError about `url`.
+
+    An object that changed under its reader is an InputError.
+    """
     try:
         yield
     except (DaskyardError, FileExistsError):
@@ -39,50 +69,102 @@ def mapped(url: str) -> Iterator[None]:
         raise translated from error
 
 
-def translate(url: str, error: BaseException) -> StorageError | None:
-    """Return the StorageError that `error` amounts to, or None where it is no storage error."""
+def translate(url: str, error: BaseException) -> StorageError | InputError | None:
+    """Return the error of ours that `error` amounts to, or None where it is no storage error."""
     code = s3_code(error)
-    if code in _BAD_CREDENTIALS:
+    if isinstance(error, Stalled):
+        return StorageStalledError(f"{url}: {error}; check the endpoint and the network, then try again")
+    if isinstance(error, Damaged):
+        return StorageError(f"{url}: damaged on its way or in storage ({error}); put it there again if it stays so")
+    if isinstance(error, Untrusted):
         return StorageDeniedError(
-            f"{url}: storage does not accept the credentials ({code}); correct AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
+            f"{url}: the server's certificate is not trusted ({_first_line(error)}); "
+            "name the file of the authority that signed it in AWS_CA_BUNDLE"
         )
-    if code in _NO_BUCKET:
-        return StorageMissingError(f"{url}: no such bucket; create it or correct the URL")
-    if isinstance(error, PermissionError) or code in _DENIED:
-        cause = code or error.__class__.__name__
-        return StorageDeniedError(
-            f"{url}: access denied ({cause}); grant these credentials access to it, or correct them"
-        )
-    if isinstance(error, FileNotFoundError) or code in _MISSING:
+    if code is not None:
+        return _of_code(url, code, error)
+    if isinstance(error, PermissionError):
+        return _denied(url, type(error).__name__)
+    if isinstance(error, FileNotFoundError):
         return StorageMissingError(f"{url}: not found; correct the URL or put the data there")
     if _is_a(error, "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"):
         return StorageDeniedError(f"{url}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if _is_a(error, "NoRegionError", "InvalidRegionError", "EndpointProviderError", "UnknownEndpointError"):
+        return StorageDeniedError(f"{url}: no region that fits ({_first_line(error)}); set AWS_DEFAULT_REGION")
     if isinstance(error, OSError) and error.errno in _FULL_OR_READ_ONLY:
         return StorageDeniedError(f"{url}: cannot be written ({error.strerror}); free space or write elsewhere")
-    if code is None and isinstance(error, OSError) and error.errno in _NOT_A_PLACE:
+    if isinstance(error, OSError) and error.errno in _NOT_A_PLACE:
         return StorageMissingError(f"{url}: {error.strerror}; correct the URL")
-    if isinstance(error, ValueError) and "Protocol not known" in str(error):
-        return StorageMissingError(f"{url}: unknown kind of URL; use s3://, file:// or a path")
-    if isinstance(error, ImportError) and "Install " in str(error):
-        return StorageMissingError(f"{url}: {error}")
     if _is_a(error, "ParamValidationError"):
         return StorageMissingError(f"{url}: not a valid bucket name; correct the URL")
+    if isinstance(error, ValueError) and "Invalid endpoint" in str(error):
+        return StorageDeniedError(f"{url}: {_first_line(error)} is no URL; correct AWS_ENDPOINT_URL")
     if isinstance(error, (OSError, TimeoutError)) or _is_a(error, "HTTPClientError", "BotoCoreError", "ClientError"):
-        cause = code or _first_line(error)
-        return StorageError(f"{url}: storage did not answer as it should ({cause}); check the endpoint, then try again")
+        return _unwell(url, _first_line(error))
     return None
+
+
+def _of_code(url: str, code: str, error: BaseException) -> StorageError | InputError:
+    """Return what a refusal by S3 amounts to."""
+    if code in _BAD_CREDENTIALS:
+        return StorageDeniedError(f"{url}: access denied ({code}): {_BAD_CREDENTIALS[code]}")
+    if code in _OTHER_REGION:
+        region = s3_region(error)
+        where = f"set AWS_DEFAULT_REGION={region}" if region else "set AWS_DEFAULT_REGION to it"
+        return StorageDeniedError(f"{url}: the bucket is in {region or 'another region'} ({code}); {where}")
+    if code in _NO_BUCKET:
+        return StorageMissingError(f"{url}: no such bucket; create it or correct the URL")
+    if code in _DENIED or isinstance(error, PermissionError):
+        return _denied(url, code)
+    if code in _MISSING:
+        return StorageMissingError(f"{url}: not found; correct the URL or put the data there")
+    if code in _CHANGED:
+        return InputError(f"{url}: changed while it was read; run the job again when it is complete")
+    if code in _NOT_IMPLEMENTED:
+        return StorageDeniedError(
+            f"{url}: this store does not implement what was asked of it ({code}); use a store that has conditional "
+            "writes (PUT with If-None-Match), such as AWS S3, MinIO or SeaweedFS of this year"
+        )
+    status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if 400 <= status < 500 and status not in _STATUS_MAY_PASS and code not in _MAY_PASS:
+        said = _answer(error).get("Error", {}).get("Message") or code
+        return StorageDeniedError(f"{url}: storage refused the request ({code}: {said[:200]}); correct what it names")
+    return _unwell(url, code)
+
+
+def _denied(url: str, cause: str) -> StorageDeniedError:
+    return StorageDeniedError(f"{url}: access denied ({cause}); grant these credentials access to it, or correct them")
+
+
+def _unwell(url: str, cause: str) -> StorageError:
+    return StorageError(f"{url}: storage did not answer as it should ({cause}); check the endpoint, then try again")
 
 
 def s3_code(error: BaseException | None) -> str | None:
     """S3's own error code, from the botocore error that s3fs keeps as the cause."""
+    return str(_answer(error).get("Error", {}).get("Code", "")) or None
+
+
+def s3_header(error: BaseException | None, name: str) -> str | None:
+    """Return a header, in lower case, of the answer by which S3 refused."""
+    value = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {}).get(name)
+    return None if value is None else str(value)
+
+
+def s3_region(error: BaseException | None) -> str | None:
+    """Return the region that S3 says the bucket is in."""
+    return s3_header(error, "x-amz-bucket-region") or _answer(error).get("Error", {}).get("Region")
+
+
+def _answer(error: BaseException | None) -> dict[str, Any]:
     for _ in range(5):
         if error is None:
-            return None
+            break
         response = getattr(error, "response", None)
         if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", "")) or None
+            return response
         error = error.__cause__ or error.__context__
-    return None
+    return {}
 
 
 def _is_a(error: BaseException, *names: str) -> bool:

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
 import os
 import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, Any
 
 import fsspec
-import fsspec.asyn
 from fsspec.core import url_to_fs
 
-from jobs.errors import StorageDeniedError, StorageError, StorageMissingError
+from jobs.errors import StorageDeniedError, StorageError, StorageMissingError, without_passwords
 from jobs.storage.errors import mapped, s3_code
+from jobs.storage.tries import retried
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-# s3fs tries a request again by itself for about two seconds; these tries come on top of its own.
-N_TRIES = 4
-FIRST_PAUSE_S = 0.25
 # botocore would wait 60 s for a connection, and then do it again four times.
 _S3_CLIENT = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 1}}
-# How S3 refuses a conditional PUT: the object is another, is gone, or is being written by somebody else right now.
-_REFUSED = {"PreconditionFailed", "NoSuchKey", "ConditionalRequestConflict"}
+# How S3 refuses a conditional PUT: the object is another, or is gone. A ConditionalRequestConflict is none of these:
+# somebody is writing it right now, and another try will tell.
+_REFUSED = {"PreconditionFailed", "NoSuchKey"}
 _MARK = "daskyard-write"
 # A lock is held while one small file is written; a disk that takes longer has other troubles.
 _LOCK_S = 10.0
@@ -49,36 +43,59 @@ class StoredFile:
 
 
 def options_fs(url: str) -> tuple[Any, str]:
-    """Return the fsspec filesystem of `url` and the path in it."""
-    options: dict[str, Any] = {}
-    if url.startswith(("s3://", "s3a://")):
-        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        # Another process may write what we look for a moment later: a cached listing would hide it.
-        options = {"use_listings_cache": False, "config_kwargs": {**_S3_CLIENT, **configured}}
+    """Return the fsspec filesystem of `url` and the path in it.
+
+    Raises
+    ------
+    StorageDeniedError
+        When the URL holds a password: it would stand in manifests and logs.
+    StorageMissingError
+        When this kind of URL cannot be read here.
+    """
+    if without_passwords(url) != url:
+        raise StorageDeniedError(
+            f"{url}: holds a password; take it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or what fsspec reads for this kind of URL (FSSPEC_<PROTOCOL>_…)"
+        )
+    protocol = url.partition("://")[0] if "://" in url else "file"
     with mapped(url):
-        fs, path = url_to_fs(url, **options)
-        return fs, path
+        if protocol in ("s3", "s3a"):
+            return _s3(url)
+        if protocol == "file" or "::" not in url:
+            return _other(url, protocol)
+    raise StorageMissingError(f"{url}: `::` chains kinds of URLs, which is not supported; unpack the data and name it")
 
 
-def _retried(function: Callable[P, T]) -> Callable[P, T]:
-    """Try again, with growing pauses, where the error's class says that it is worth it."""
+def _s3(url: str) -> tuple[Any, str]:
+    from jobs.storage.s3 import S3, Session  # botocore takes half a second to import
 
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        for attempt in range(N_TRIES - 1):
-            try:
-                return function(*args, **kwargs)
-            except StorageError as error:
-                if error.exit_code != StorageError.exit_code:
-                    raise
-                # Jitter keeps workers that failed together from coming back together.
-                time.sleep(FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))
-        return function(*args, **kwargs)
-
-    return wrapper
+    configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    # Another process may write what we look for a moment later: a cached listing would hide it.
+    fs = S3(
+        use_listings_cache=False,
+        config_kwargs={**_S3_CLIENT, **configured, "http_session_cls": Session},
+        **S3._get_kwargs_from_urls(url),
+    )
+    return fs, str(fs._strip_protocol(url))
 
 
-@_retried
+def _other(url: str, protocol: str) -> tuple[Any, str]:
+    if protocol == "file":
+        # Not `url_to_fs`: it takes a `::` in a file's name for a chain.
+        fs = fsspec.filesystem("file")
+        return fs, str(fs._strip_protocol(url))
+    try:
+        fs, path = url_to_fs(url)
+    except OSError:
+        raise
+    except Exception as error:
+        # An unknown protocol, a package that is not there, arguments that a URL does not hold: each with its own class.
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise StorageMissingError(f"{url}: cannot be used here ({said}); use s3://, file:// or a path") from error
+    return fs, path
+
+
+@retried
 def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """Return the bytes of `url`, or those from `start` up to, not including, `end`."""
     fs, path = options_fs(url)
@@ -86,7 +103,7 @@ def read_bytes(url: str, start: int | None = None, end: int | None = None) -> by
         return bytes(fs.cat_file(path, start=start, end=end))
 
 
-@_retried
+@retried
 def write_bytes(url: str, data: bytes) -> None:
     """Write `data` to `url`, over what was there. A local file appears whole or not at all."""
     fs, path = options_fs(url)
@@ -94,7 +111,7 @@ def write_bytes(url: str, data: bytes) -> None:
         _write(fs, path, data, is_new=False)
 
 
-@_retried
+@retried
 def create(url: str, data: bytes) -> bool:
     """Create `url` unless it exists; True where this call made it.
 
@@ -113,7 +130,7 @@ def create(url: str, data: bytes) -> bool:
         return True
 
 
-@_retried
+@retried
 def read_versioned(url: str) -> tuple[bytes, str]:
     """Return the bytes of `url` and their version, for `replace`: S3's ETag, elsewhere the SHA-256 of the bytes.
 
@@ -125,8 +142,8 @@ def read_versioned(url: str) -> tuple[bytes, str]:
     fs, path = options_fs(url)
     with mapped(url):
         if _speaks(fs, "s3"):
-            content, version = fsspec.asyn.sync(fs.loop, _get, fs, path)
-            return bytes(content), str(version)
+            content, answer = fs.read(path)
+            return content, str(answer["ETag"])
         content = bytes(fs.cat_file(path))
         return content, _sha256(content)
 
@@ -146,7 +163,7 @@ def replace(url: str, data: bytes, version: str | None) -> str | None:
     return _replace(url, data, version, mark=uuid.uuid4().hex)
 
 
-@_retried
+@retried
 def exists(url: str) -> bool:
     """Whether there is a file or folder at `url`."""
     fs, path = options_fs(url)
@@ -158,7 +175,7 @@ def exists(url: str) -> bool:
         return True
 
 
-@_retried
+@retried
 def list_files(url: str, suffixes: Sequence[str] = ()) -> list[StoredFile]:
     """List the file at `url`, the files under that folder, or those that match the glob, sorted by URL.
 
@@ -175,8 +192,8 @@ def list_files(url: str, suffixes: Sequence[str] = ()) -> list[StoredFile]:
             found = fs.glob(path, detail=True)
         else:
             found = fs.find(path, detail=True)
-            if not found and not fs.exists(path):
-                raise FileNotFoundError(path)
+            if not found:
+                fs.info(path)  # not `exists`: a bucket that may not be seen is one that does not exist to it
     files = [
         StoredFile(fs.unstrip_protocol(name), int(info.get("size") or 0), _etag(info))
         for name, info in found.items()
@@ -190,7 +207,7 @@ def list_files(url: str, suffixes: Sequence[str] = ()) -> list[StoredFile]:
     return sorted(files, key=lambda file: file.url)
 
 
-@_retried
+@retried
 def list_sizes(url: str) -> dict[str, int]:
     """Return the bytes of all files below the folder `url`, hidden ones too, by name relative to it; {} without any."""
     fs, path = options_fs(url)
@@ -203,7 +220,7 @@ def list_sizes(url: str) -> dict[str, int]:
     return {name: size for name, size in sorted(sizes.items()) if name}
 
 
-@_retried
+@retried
 def size_of(url: str) -> int | None:
     """Return the bytes of the file at `url`; None where there is none."""
     fs, path = options_fs(url)
@@ -215,7 +232,7 @@ def size_of(url: str) -> int | None:
     return None if found.get("type") == "directory" else int(found.get("size") or 0)
 
 
-@_retried
+@retried
 def remove_tree(url: str) -> None:
     """Remove the folder or file at `url` with all that is in it; nothing there is fine."""
     fs, path = options_fs(url)
@@ -252,17 +269,7 @@ def _write(fs: Any, path: str, data: bytes, is_new: bool) -> None:
         fs.pipe_file(path, data, mode="create" if is_new else "overwrite")
 
 
-async def _get(fs: Any, path: str) -> tuple[bytes, str]:
-    """Content and ETag out of one answer: of two requests the second may meet another version."""
-    bucket, key, _ = fs.split_path(path)
-    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
-    try:
-        return await answer["Body"].read(), answer["ETag"]
-    finally:
-        answer["Body"].close()
-
-
-@_retried
+@retried
 def _replace(url: str, data: bytes, version: str | None, mark: str) -> str | None:
     fs, path = options_fs(url)
     with mapped(url):
@@ -292,7 +299,7 @@ def _put_if(fs: Any, path: str, data: bytes, version: str | None, mark: str) -> 
     except Exception as error:
         if s3_code(error) not in _REFUSED:
             raise
-    # s3fs and `_retried` repeat a PUT whose answer was lost: what refuses the second may be the first.
+    # s3fs and `retried` repeat a PUT whose answer was lost: what refuses the second may be the first.
     try:
         standing = fs.call_s3("head_object", Bucket=bucket, Key=key)
     except FileNotFoundError:

@@ -17,7 +17,7 @@ import s3fs
 
 from jobs import storage
 from jobs.errors import StorageDeniedError, StorageError, StorageMissingError
-from jobs.storage import files
+from jobs.storage import files, tries
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
@@ -109,7 +109,7 @@ def test_a_write_whose_answer_was_lost_is_known_as_our_own(
     s3: str, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first PUT succeeds and its answer is lost; the second is refused, by our own content or by another's."""
-    monkeypatch.setattr(files, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(tries, "FIRST_PAUSE_S", 0.001)
     call = s3fs.S3FileSystem.call_s3
     done: list[str] = []
 
@@ -139,7 +139,7 @@ def test_a_write_whose_answer_was_lost_is_known_as_our_own(
 
 
 def test_a_lock_that_is_never_given_back_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(tries, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(files, "_LOCK_S", 0.02)
     with (
         files._locked_beside(str(tmp_path / "a")),
@@ -246,7 +246,7 @@ def test_absent_credentials_are_named(s3_environment: object) -> None:
 
 
 def test_an_unreachable_endpoint_is_worth_another_try(s3_environment: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(tries, "FIRST_PAUSE_S", 0.01)
     bucket = s3_environment(  # type: ignore[operator]
         AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_ENDPOINT_URL_S3="http://127.0.0.1:9"
     )
@@ -263,7 +263,7 @@ def test_an_impossible_url_is_no_reason_to_try_again(url: str, s3: str) -> None:
 
 
 def test_only_errors_that_may_pass_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(tries, "FIRST_PAUSE_S", 0.001)
     calls = []
 
     def function(error: Exception | None, n_failures: int) -> str:
@@ -272,13 +272,13 @@ def test_only_errors_that_may_pass_are_tried_again(monkeypatch: pytest.MonkeyPat
             raise error
         return "done"
 
-    assert files._retried(function)(StorageError("busy"), 2) == "done"
+    assert tries.retried(function)(StorageError("busy"), 2) == "done"
     assert len(calls) == 3
     calls.clear()
     with pytest.raises(StorageDeniedError):
-        files._retried(function)(StorageDeniedError("no"), 2)
+        tries.retried(function)(StorageDeniedError("no"), 2)
     assert len(calls) == 1
     calls.clear()
     with pytest.raises(StorageError, match="busy"):
-        files._retried(function)(StorageError("busy"), 99)
-    assert len(calls) == files.N_TRIES
+        tries.retried(function)(StorageError("busy"), 99)
+    assert len(calls) == tries.N_TRIES
