@@ -279,7 +279,7 @@ FITS: dict[str, Callable[[Client | None], list[Any]]] = {
     "KMeans, 10 MB": partial(kmeans, 8, 160_000, 1),
     "LogisticRegression, 10 kB": partial(linear, LogisticRegression, 10, 130, 1),
     "LogisticRegression, 10 × 1,300": partial(linear, LogisticRegression, 10, 1_300, 1),
-    "LogisticRegression, 16,000 weights": partial(linear, LogisticRegression, 3, 16_000, 1),
+    "LogisticRegression, 16,000 weights": partial(linear, LogisticRegression, 2, 16_000, 1),
     "LogisticRegression, 10 MB": partial(linear, LogisticRegression, 10, 130_000, 1),
     "LogisticRegression, classes of 200 kB": partial(linear, LogisticRegression, 3, 100, 16_000),
     "LogisticRegression, classes of 1 MB": partial(linear, LogisticRegression, 3, 100, 80_000),
