@@ -16,7 +16,7 @@ from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
-from jobs import storage
+from jobs import sharing, storage
 from jobs.artifacts import Attempt, InputRecord, StageRecord, put_table, remove_leftovers
 from jobs.errors import PoisonTaskError, WorkersLostError
 from jobs.listener import Listener
@@ -115,8 +115,13 @@ class Job:
 
         `options` go to ``Client.submit``, such as ``resources={"GPU": 1}``.
         """
-        submit = self.client.submit
-        return self.wait([submit(function, item, *args, pure=False, **options) for item in items], unit)
+        submit, items = self.client.submit, list(items)
+        shared = [self.share(arg, len(items)) for arg in args]
+        return self.wait([submit(function, item, *shared, pure=False, **options) for item in items], unit)
+
+    def share(self, value: Any, n_tasks: int) -> Any:
+        """Return what to give to `n_tasks` tasks in place of a value of any size: itself, or a future of it."""
+        return sharing.share(self.client, value, n_tasks)
 
     def wait(self, futures: Sequence[Future], unit: str = "partitions") -> list[Any]:
         """Wait for futures, report progress, and return their (small) results in order.

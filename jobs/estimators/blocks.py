@@ -18,14 +18,14 @@ from dask.base import is_dask_collection
 from dask.sizeof import sizeof
 from distributed import Future, default_client, wait
 
+from jobs import sharing
+
 # Partial sums that one task adds up: what a worker receives at a time stays small, and the tree stays shallow.
 _FAN_IN = 8
 # Partial sums that are added up here: a pass over the data is one round trip shorter for it.
 _FEW = 4
 # Of a worker's memory, what the blocks of all its tasks may take: as much again is copies, and the rest is others'.
 _SHARE_OF_MEMORY = 0.1
-# Bytes up to which a model travels with every task that needs it, which is quicker than to fetch it.
-_SMALL = 1 << 18
 # Passes whose partial sums, if small, stay on the workers for a while. Letting go of them is a message, and what
 # follows a message within 10 ms (of the client) or 5 ms (of the scheduler) waits: as a rule that is the next pass.
 _HELD = 32
@@ -75,16 +75,13 @@ class OnWorkers:
 
         Either way the scheduler can have it again when a worker is lost, as it could not of scattered data.
         """
-        if sizeof(value) <= _SMALL:
-            return value
-        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GiB"}):
-            return self.client.submit(_itself, value, pure=False)
+        return sharing.share(self.client, value)
 
     def map(self, function: Callable[..., Any], *columns: Sequence[Any], **shared: Any) -> list[Any]:
         """Submit ``function(*row, **shared)`` for each row of the columns, all in one message."""
         if len({len(column) for column in columns}) != 1:
             raise ValueError(f"columns of {', '.join(str(len(column)) for column in columns)} blocks; cut them alike")
-        return list(self.client.map(function, *columns, **shared, pure=False))
+        return sharing.submit_each(self.client, function, columns, shared)
 
     def combined(self, combine: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
         """Combine futures in a tree on the workers, neighbours first; the result stays there."""
@@ -98,7 +95,7 @@ class OnWorkers:
         """Combine futures in a tree on the workers; fetch the last few, and combine them here."""
         few = self.few(combine, parts)
         found = reduce(combine, self.client.gather(few))
-        if sizeof(found) > _SMALL or len(self._held) == _HELD:
+        if sizeof(found) > sharing.SMALL or len(self._held) == _HELD:
             self._held.clear()
         else:
             self._held.append((parts, few))
@@ -186,10 +183,6 @@ def add(left: Any, right: Any) -> Any:
     if isinstance(left, tuple):
         return tuple(add(*pair) for pair in zip(left, right, strict=True))
     return left + right
-
-
-def _itself(value: Any) -> Any:
-    return value
 
 
 def _combined(combine: Callable[[Any, Any], Any], parts: list[Any]) -> Any:

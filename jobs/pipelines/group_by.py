@@ -65,7 +65,7 @@ def prepare(job: Job, loaded: Input) -> Prepared:
     """Shrink each partition to its groups, on the workers."""
     params = job.params
     [origin] = job.map(tasks.origins, loaded.parts[:1], params.aggregates)
-    how = params.by, params.aggregates, params.missing, origin
+    how = [job.share(each, len(loaded.parts)) for each in (params.by, params.aggregates, params.missing, origin)]
     parts = [job.client.submit(tasks.partial, part, *how, pure=False) for part in loaded.parts]
     sizes: list[Size] = job.map(tasks.size_of, parts)
     job.n_rows = sum(size.n_rows + size.n_dropped for size in sizes)
@@ -98,7 +98,7 @@ def fit(job: Job, prepared: Prepared) -> Model:
         del pieces
         sizes = job.map(tasks.size_of, parts, unit="shares")
     is_whole = [all(flags) for flags in zip(*(size.is_whole for size in sizes), strict=True)]
-    how = params.by, params.aggregates, prepared.origin, is_whole
+    how = [job.share(each, len(parts)) for each in (params.by, params.aggregates, prepared.origin, is_whole)]
     tables = [job.client.submit(tasks.finished, part, *how, pure=False) for part in parts]
     return Model(tables, sizes)
 

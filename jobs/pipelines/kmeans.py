@@ -51,8 +51,9 @@ def evaluate(job: Job, prepared: Prepared, model: KMeans) -> Evaluation:
     n_rows = sum(prepared.train.n)
     share = min(1.0, job.params.silhouette_sample / n_rows)
     centres = model.cluster_centers_
+    shared = job.share(centres, len(prepared.train.X))
     parts = [
-        job.client.submit(counts_and_sample, *arrays, centres, job.params.seed, share, pure=False)
+        job.client.submit(counts_and_sample, *arrays, shared, job.params.seed, share, pure=False)
         for arrays in zip(prepared.train.X, prepared.train.rows, strict=True)
     ]
     found = job.wait(parts)

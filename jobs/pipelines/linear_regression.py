@@ -38,9 +38,10 @@ def fit(job: Job, prepared: Prepared) -> LinearRegression:
 
 def evaluate(job: Job, prepared: Prepared, model: LinearRegression) -> Evaluation:
     """R², RMSE and MAE on the test rows."""
-    test, line = prepared.test, (model.coef_, model.intercept_)
+    test = prepared.test
+    coef = job.share(model.coef_, len(test.X))
     sums = [
-        job.client.submit(line_sums, *arrays, *line, prepared.target_mean, pure=False)
+        job.client.submit(line_sums, *arrays, coef, model.intercept_, prepared.target_mean, pure=False)
         for arrays in zip(test.X, test.y, strict=True)
     ]
     metrics = tabular.regression_metrics(job.wait(sums)) | {

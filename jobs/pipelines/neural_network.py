@@ -119,8 +119,9 @@ def evaluate(job: Job, prepared: Prepared, model: Model) -> Evaluation:
     """Predict the test rows on the workers; accuracy and log loss, or R² and errors."""
     weights = job.artifact_url("model.safetensors")
     test = prepared.test
+    network = job.share(model.network, len(test.X))
     parts = [
-        job.client.submit(_score, *arrays, model.network, weights, pure=False)
+        job.client.submit(_score, *arrays, network, weights, pure=False)
         for arrays in zip(test.X, test.y, strict=True)
     ]
     scores: list[Any] = job.wait(parts)

@@ -207,7 +207,8 @@ def _spread(
     split: Split,
 ) -> Spread:
     """Mean and spread of columns of values; InputError where a column of numbers has none."""
-    parts = [job.client.submit(tasks.spread, *each, values, target, split, pure=False) for each in placed]
+    shared = [job.share(each, len(placed)) for each in (values, target, split)]
+    parts = [job.client.submit(tasks.spread, *each, *shared, pure=False) for each in placed]
     total: Spread = reduce(merged_spread, job.wait(parts))
     for name, n, square in zip(values, total.n, total.squares, strict=True):
         if n == 0 and name in numbers:
@@ -253,8 +254,9 @@ def write_rows(job: Job, half: Half, folder: str, columns: Callable[..., Any], *
     """
     chosen = [arrays for *arrays, n in zip(*half, strict=True) if n]
     names = [f"{folder}/part-{number:05d}.parquet" for number in range(len(chosen))]
+    shared = [job.share(each, len(chosen)) for each in args]
     futures = [
-        job.client.submit(tasks.write, *arrays, job.artifact_url(name), columns, args, pure=False)
+        job.client.submit(tasks.write, *arrays, job.artifact_url(name), columns, shared, pure=False)
         for arrays, name in zip(chosen, names, strict=True)
     ]
     for name, (size, sha256) in zip(names, job.wait(futures, unit="files"), strict=True):

@@ -117,8 +117,9 @@ def prepare(job: Job, loaded: Loaded) -> Prepared:
             f"{params.n_topics} topics; lower params.n_topics"
         )
     job.wait([client.submit(tasks.n_rows, block) for block in weights], unit="blocks")
+    shared = job.share(classes, len(train) + len(test))
     targets, test_targets = (
-        [client.submit(tasks.targets, block, classes) for block in blocks] if classes else []
+        [client.submit(tasks.targets, block, shared) for block in blocks] if classes else []
         for blocks in (train, test)
     )
     return Prepared(
@@ -323,8 +324,9 @@ def _described(
 def _write_parts(job: Job, folder: str, function: Any, columns: list[tuple[Any, ...]], shared: list[Any]) -> None:
     """Have the workers write one Parquet file a block, and register the files."""
     names = [f"{folder}/part-{number:05d}.parquet" for number in range(len(columns))]
+    given = [job.share(each, len(columns)) for each in shared]
     written = [
-        job.client.submit(function, job.artifact_url(name), *column, *shared, pure=False)
+        job.client.submit(function, job.artifact_url(name), *column, *given, pure=False)
         for name, column in zip(names, columns, strict=True)
     ]
     for name, (size, sha256) in zip(names, job.wait(written, unit="files"), strict=True):

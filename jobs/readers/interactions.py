@@ -1,7 +1,8 @@
 """Reads interactions (user, item, rating, time) from csv, tsv and Parquet, in partitions, on the workers.
 
-A csv or tsv file is cut at line ends, so a line break within quotes is not supported. Rows without a user, an item
-or a rating are dropped and counted. Called by the recommender pipeline; `interaction_blocks` goes on from here.
+A csv or tsv file is cut at line ends. In tsv quotes mean nothing, and every line end ends a row. In csv a line break
+within quotes does not: a file that is cut and has one is refused, since a cut might fall on it. Rows without a user, an
+item or a rating are dropped and counted. Called by the recommender pipeline; `interaction_blocks` goes on from here.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ Ids = NDArray[Any]
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
 _HEADER_BYTES = 1 << 16
 _NULLS = ["", "NaN", "nan", "NA", "null", "NULL"]
+# A row of its own, put behind the others: where a quote swallows it, that quote was never closed.
+_END = "\x1edaskyard end of part\x1e"
+# Above it neighbouring counts are one number, and squares and sums of squares of single precision end soon after.
+_LARGEST_RATING = 2.0**53
 # What int64 holds for certain, written as Python writes it: "007" and "7" stay two ids.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
@@ -57,7 +62,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a file for one task: bytes from `start` to `stop`, or the row groups from `start` to `stop`."""
+    """A part of a file for one task: bytes from `start` to `stop`, or the row groups from `start` to `stop`.
+
+    `is_cut` says that there are other parts, of which a reader of this one knows nothing.
+    """
 
     url: str
     format: str
@@ -66,6 +74,7 @@ class Part:
     end: int
     names: tuple[str, ...]
     is_test: bool
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,10 +139,15 @@ def plan(file: storage.StoredFile, format: str, columns: Columns, n_bytes: int, 
         except UnicodeDecodeError as error:
             raise InputError(f"{file.url}: the header is not UTF-8 text; save the file as UTF-8") from error
         delimiter = "\t" if format == "tsv" else ","
-        names = tuple(next(csv.reader([text], delimiter=delimiter), []))
+        # A second line shows whether the first one ends within quotes.
+        rows = list(csv.reader([f"{text}\n", "\n"], delimiter=delimiter))
+        if len(rows) < 2 and format == "csv":
+            raise InputError(f"{file.url}: a quote in the header is not closed in the first line; rename that column")
+        names = tuple(rows[0])
         _check_columns(file.url, names, columns)
     starts = range(first, file.size, n_bytes)
-    return [Part(file.url, format, s, min(s + n_bytes, file.size), file.size, names, is_test) for s in starts]
+    is_cut = len(starts) > 1
+    return [Part(file.url, format, s, min(s + n_bytes, file.size), file.size, names, is_test, is_cut) for s in starts]
 
 
 def read(part: Part, columns: Columns, *, is_implicit: bool) -> Partition:
@@ -142,8 +156,8 @@ def read(part: Part, columns: Columns, *, is_implicit: bool) -> Partition:
     Raises
     ------
     InputError
-        When the part does not parse, an id is neither integer nor text, or a rating is not a finite number
-        (`is_implicit`: not one from 0 up).
+        When the part does not parse, is one of several and has a line break within quotes, an id is neither integer
+        nor text, or a rating is not a number of at most 2^53 (`is_implicit`: not one from 0 up).
     """
     table = _read_parquet(part, columns) if part.format == "parquet" else _read_text(part, columns)
     user_ids, users = _ids(part.url, columns.user, table.column(columns.user))
@@ -155,6 +169,12 @@ def read(part: Part, columns: Columns, *, is_implicit: bool) -> Partition:
         times = _times(part.url, columns.timestamp, table.column(columns.timestamp))
     if np.isinf(ratings).any():
         raise InputError(f"{part.url}: column {columns.rating!r} has an infinite value; remove such rows")
+    if (np.abs(ratings) > _LARGEST_RATING).any():
+        value = ratings[np.abs(ratings) > _LARGEST_RATING][0]
+        raise InputError(
+            f"{part.url}: column {columns.rating!r} has {value:g}, above {_LARGEST_RATING:g} in size; "
+            "remove such rows or divide the column by a constant"
+        )
     if is_implicit and (ratings < 0).any():
         low = ratings[ratings < 0][0]
         raise InputError(
@@ -232,12 +252,17 @@ def _read_text(part: Part, columns: Columns) -> Any:
     if not data.strip():
         return pa.table({name: pa.array([], pa.string()) for name in used})
     is_tsv = part.format == "tsv"
+    is_quoted = not is_tsv and b'"' in data
+    if is_quoted:
+        data += (b"" if data.endswith(b"\n") else b"\n") + ",".join([_END] * len(part.names)).encode() + b"\n"
     try:
-        return pyarrow.csv.read_csv(
+        table = pyarrow.csv.read_csv(
             io.BytesIO(data),
             read_options=pyarrow.csv.ReadOptions(column_names=list(part.names), use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(
-                delimiter="\t" if is_tsv else ",", quote_char=False if is_tsv else '"'
+                delimiter="\t" if is_tsv else ",",
+                quote_char=False if is_tsv else '"',
+                newlines_in_values=is_quoted,
             ),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=used,
@@ -250,7 +275,49 @@ def _read_text(part: Part, columns: Columns) -> Any:
         message = _first_line(error)
         if "UTF8" in message:
             raise InputError(f"{part.url}: not UTF-8 text; save the file as UTF-8") from error
-        raise InputError(f"{part.url}: {message}; mend the file, or set input.format to what it is") from error
+        if is_quoted and _END in str(error):
+            raise _open_quote(part) from error
+        remedy = "mend the file, or set input.format to what it is"
+        if part.is_cut and not is_tsv:
+            remedy += f"; if a value in quotes holds a line break, {_in_one_part(part)}"
+        raise InputError(f"{part.url}: {message}; {remedy}") from error
+    return _checked_quotes(part, data, table) if is_quoted else table
+
+
+def _checked_quotes(part: Part, data: bytes, table: Any) -> Any:
+    """Return the rows of a part with quotes, without the one that was put at its end.
+
+    A part that begins where a row does either has a row a line, and the next part begins where a row does, or it is
+    refused: the first line break within quotes is found wherever it is, and before it nothing was cut wrongly.
+    """
+    n_rows, n_lines = len(table), _n_lines(data)
+    is_closed = n_rows > 0 and all(column[-1].as_py() == _END for column in table.columns)
+    if part.is_cut and (n_rows != n_lines or not is_closed):
+        raise InputError(f"{part.url}: a value in quotes holds a line break, where a part may end; {_in_one_part(part)}")
+    if not is_closed:
+        raise _open_quote(part)
+    return table.slice(0, n_rows - 1)
+
+
+def _n_lines(data: bytes) -> int:
+    """Count the lines that are not empty, as Arrow ends them: by LF, CR or both."""
+    n_ends = data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
+    has_empty = data.startswith((b"\n", b"\r")) or any(pair in data for pair in (b"\n\n", b"\n\r", b"\r\r"))
+    return sum(map(bool, data.splitlines())) if has_empty else n_ends
+
+
+def _open_quote(part: Part) -> InputError:
+    if part.is_cut:
+        return InputError(
+            f"{part.url}: a value in quotes does not end in its line or part; close the quote, or {_in_one_part(part)}"
+        )
+    return InputError(f"{part.url}: a quote opens a value that never ends; close it, or double it within quotes")
+
+
+def _in_one_part(part: Part) -> str:
+    return (
+        f"set params.partition_bytes to {part.end} or more, so that the file is read in one part, or save it as Parquet"
+    )
 
 
 def _lines(part: Part) -> bytes:

@@ -65,7 +65,10 @@ class RecommenderParams(Params):
     k: int = Field(10, ge=1, description="Length of the lists that precision, recall, nDCG and MAP look at.")
     top_n: int = Field(10, ge=1, description="Recommendations written for each user.")
     partition_bytes: int = Field(
-        32 * 2**20, ge=64, description="Bytes of input that a worker reads at a time; has no bearing on the result."
+        32 * 2**20,
+        ge=64,
+        description="Bytes of input that a worker reads at a time; has no bearing on the result. A csv file with line "
+        "breaks within quotes is refused where it is longer.",
     )
 
     @model_validator(mode="after")

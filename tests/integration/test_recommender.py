@@ -181,6 +181,12 @@ BAD_INPUT = {
         {"k": 1, "top_n": 1},
         r"params\.test_fraction 0\.2 sets no rating aside",
     ),
+    "a line break within quotes where the file is cut": (
+        "user_id,item_id,rating\n" + "".join(f'u{n % 9},"item\n{n}",3\n' for n in range(99)),
+        {"partition_bytes": 256},
+        r"a\.csv: .*quotes.*set params\.partition_bytes to \d+ or more",
+    ),
+    "a rating too large to square": ("user_id,item_id,rating\n1,2,1e200\n1,3,4\n", {}, r"'rating' has 1e\+200, above"),
     "a rating that is text": ("user_id,item_id,rating\n1,2,many\n", {}, r"a\.csv: column 'rating' has 'many'"),
     "a missing column": ("user,item_id,rating\n1,2,3\n", {}, r"no column 'user_id' among .* set params\.user_column"),
 }
@@ -194,6 +200,15 @@ def test_bad_input_gets_one_line_and_leaves_no_run(case: str, client: Client, tm
         run(client, str(tmp_path / "a.csv"), str(tmp_path / "runs"), **params)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("runs/**/manifest.json"))
+
+
+def test_line_breaks_within_quotes_make_no_users(client: Client, tmp_path: Path) -> None:
+    rows = "".join(f'"user\n{n % 300:03d}",{n // 300},{n % 5 + 1}\n' for n in range(3_000))
+    (tmp_path / "a.csv").write_text(f"user_id,item_id,rating\n{rows}")
+    found = run(client, str(tmp_path / "a.csv"), str(tmp_path / "runs"), partition_bytes=1_000_000)
+    assert metrics_of(found)["n_users"] == 300
+    with pytest.raises(InputError, match=r"a\.csv: .*quotes.*partition_bytes"):
+        run(client, str(tmp_path / "a.csv"), str(tmp_path / "runs"), partition_bytes=4096)
 
 
 def test_missing_input_is_told_from_wrong_input(client: Client, s3: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,88 @@ def test_every_format_and_partition_size_gives_the_same_rows_in_the_same_order(
     partitions = read_all(written(frame, tmp_path / f"a{suffix}"), n_bytes=n_bytes)
     assert len(partitions) > 1 or n_bytes == 1 << 20
     assert triples(partitions) == list(frame[["user_id", "item_id", "rating"]].itertuples(index=False, name=None))
+
+
+def quoted(seed: int) -> bytes:
+    """A csv of a few rows whose quotes stand where writers put them, and where nobody would."""
+    random = np.random.default_rng(seed)
+    end = random.choice(["\n", "\r\n"])
+    fields = ["a", '5" pipe', '"b"', '"c, d"', '"say ""e"""', '"f" g', "", "ü" * 9]
+    # A few files have line breaks within quotes or quotes that are never closed.
+    bad = ['"h\ni"', '"j\n\nk"', '"l\r\nm,1,n"', '"o', '"p\n1,q,2,r\ns"', 'in"t'][: random.choice([0, 0, 6])]
+    rows = [
+        f"{random.choice(fields + bad)},u{number},{random.choice(fields[:1] + fields[2:4] + bad)},{number}"
+        for number in range(int(random.integers(1, 9)))
+    ]
+    empty = end * int(random.integers(0, 3))
+    text = f"note,user_id,item_id,rating{end}{empty}{end.join(rows)}{random.choice(['', end, end + empty])}"
+    return text.encode()
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_a_cut_within_quotes_is_refused_and_no_other(seed: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(quoted(seed))
+    try:
+        whole = read_all(path)
+    except InputError:
+        whole = None  # a quote is never closed, or swallows a comma
+    with path.open(newline="") as file:
+        has_break = any("\n" in value or "\r" in value for row in csv.reader(file) for value in row)
+    for n_bytes in (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144):
+        try:
+            found = read_all(path, n_bytes=n_bytes)
+        except InputError as error:
+            assert whole is None or (has_break and "partition_bytes" in str(error)), str(error)
+        else:
+            assert whole is not None and not (has_break and len(found) > 1)
+            assert triples(found) == triples(whole)
+
+
+@pytest.mark.parametrize("pad", [0, 1_000_000, 1 << 20, 3_000_000])
+def test_a_line_break_within_quotes_is_read_where_the_file_is_one_part(pad: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    row = 'u{},i{},"one\ntwo",1\n'
+    rows = [row.format(number, number) for number in range(pad // len(row) + 3)]
+    path.write_text("user_id,item_id,note,rating\n" + "".join(rows))
+    [partition] = read_all(path, n_bytes=1 << 30)
+    assert len(partition.ratings) == len(rows) and set(partition.user_ids) == {f"u{n}" for n in range(len(rows))}
+    with pytest.raises(InputError, match=rf"a\.csv: .*quotes.*set params.partition_bytes to {path.stat().st_size}"):
+        read_all(path, n_bytes=path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("names", ['user_id,"item\n_id",rating', 'user_id,item_id,rating,"no,\nx,y,z,te"'])
+def test_a_line_break_within_the_quotes_of_the_header_is_refused(names: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"{names}\nu1,i1,1,2\n")
+    with pytest.raises(InputError, match=r"a\.csv: a quote in the header"):
+        read_all(path)
+
+
+@pytest.mark.parametrize("n_bytes", [1, 7, 30, 1 << 20])
+def test_a_quote_in_tsv_is_a_character(n_bytes: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('user_id\titem_id\trating\n"u1\t5" pipe\t1\nu2\t"whole"\t2\n')
+    assert triples(read_all(path, n_bytes=n_bytes)) == [('"u1', '5" pipe', 1.0), ("u2", '"whole"', 2.0)]
+    path.write_text('user_id\titem_id\trating\n"u\n1"\ti\t1\n')
+    with pytest.raises(InputError, match=r"a\.tsv: .*columns"):
+        read_all(path, n_bytes=n_bytes)
+
+
+@pytest.mark.parametrize("value", ["1e16", "-1e16", "3.5e38", "1e154", "1e200", "-1.7e308", "1e400"])
+@pytest.mark.parametrize("is_implicit", [True, False])
+def test_a_rating_too_large_to_reckon_with_is_refused(value: str, is_implicit: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"user_id,item_id,rating\nu1,i1,2\nu2,i2,{value}\n")
+    with pytest.raises(InputError, match=r"a\.csv: column 'rating' has (-?[0-9.e+]+, above 9.*divide|an infinite)"):
+        read_all(path, is_implicit=is_implicit)
+
+
+def test_the_largest_ratings_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("user_id,item_id,rating\nu1,i1,9007199254740992\nu2,i2,-9e15\n")
+    [partition] = read_all(path)
+    assert partition.ratings.tolist() == [2.0**53, -9e15]
 
 
 @pytest.mark.parametrize("n_bytes", range(1, 30))
