@@ -25,6 +25,7 @@ from typing import Any
 from jobs import local_s3_guard
 from jobs.environment import restored
 from jobs.errors import DaskyardError, StorageError
+from jobs.local_s3_walls import write_private, write_security
 
 START_S = 60.0
 STOP_S = 10.0
@@ -113,7 +114,7 @@ class LocalS3:
         with contextlib.ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="daskyard-s3-")))
             data = work / "data" if self.folder is None else Path(self.folder)
-            data.mkdir(parents=True, exist_ok=True)
+            data.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._start(stack, work, data)
             stack.enter_context(_environment(self.environment()))
             self._stack = stack.pop_all()
@@ -149,12 +150,8 @@ class LocalS3:
         keys = {"accessKey": self._access_key, "secretKey": self._secret_key}
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         identities = {"identities": [{"name": "local", "credentials": [keys], "actions": actions}]}
-        # Without tokens anybody on this machine could reach the objects through the parts behind S3.
-        tokens = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
-        _write_private(work / "identities.json", json.dumps(identities))
-        _write_private(
-            work / "security.toml", "".join(f'[{name}]\nkey = "{secrets.token_hex(20)}"\n' for name in tokens)
-        )
+        write_private(work / "identities.json", json.dumps(identities))
+        write_security(work)
         settings = {
             **SETTINGS,
             **ports,
@@ -163,7 +160,7 @@ class LocalS3:
             "s3.localSocket": work / "s3.sock",
             "filer.localSocket": work / "filer.sock",
         }
-        _write_private(work / "options.txt", "".join(f"{key}={value}\n" for key, value in settings.items()))
+        write_private(work / "options.txt", "".join(f"{key}={value}\n" for key, value in settings.items()))
         return [_binary(), "-logtostderr", f"-config_dir={work}", "server", f"-options={work / 'options.txt'}"]
 
     def _is_ready(self) -> bool:
@@ -220,11 +217,6 @@ def _free_ports(n: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """Keeps a server no longer than the process that wanted it; run by path, so it needs the standard library alone.
 
 `jobs.local_s3` starts this file as the leader of a session of its own, with the server as its child, and ends both
-with a SIGTERM. A parent that is killed cannot do that, nor remove its files: then this does.
+with a SIGTERM. A parent that is killed cannot do that, nor remove its files: then this does. Where this one is killed,
+the kernel ends the server (Linux).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -14,8 +16,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 POLL_S = 0.25
+_PR_SET_PDEATHSIG = 1
 
 
 def remove(paths: list[str]) -> None:
@@ -38,7 +42,8 @@ def guard(parent: int, command: list[str], leftovers: list[str]) -> int:
     leftovers : list of str
         Files and folders to remove once the parent is gone.
     """
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    # What the server makes, sockets among it, is its owner's alone.
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, umask=0o077, preexec_fn=_die_with(os.getpid()))
     try:
         while server.poll() is None:
             if os.getppid() != parent:
@@ -51,6 +56,19 @@ def guard(parent: int, command: list[str], leftovers: list[str]) -> int:
         # Its store is a log and survives being killed; a polite stop takes it 15 s.
         server.kill()
         server.wait()
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    with contextlib.suppress(OSError, AttributeError):
+        prctl = ctypes.CDLL(None).prctl
+
+        def ask() -> None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        return ask
+    return lambda: None
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """One generation's process group: the ranks meet, sum float64 buffers, and hand their state to those that lack it.
 
 Ranks come and go, a group does not change: whenever they do, those that are there form the next generation. Its
-meeting place is a key-value store in the process of its first member, so that a store is lost only with a member, and
-then the generation is over anyway. The process group is built straight on the store, never as torch.distributed's
-global default.
+meeting place is a key-value store in the process of its first member (`meeting`), so that a store is lost only with a
+member, and then the generation is over anyway. The process group is built straight on the store, never as
+torch.distributed's global default.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, TCPStore  # torch.distributed hides their types
+from torch._C._distributed_c10d import PrefixStore  # torch.distributed hides its type
+
+from jobs.training.meeting import MeetingPlace, MeetingStore
 
 T = TypeVar("T")
 
@@ -41,12 +43,18 @@ class CollectiveError(RuntimeError):
 
 @dataclass(frozen=True)
 class Peer:
-    """A member as others see it: who, where its store is, and which GPU it has (None: it computes on the CPU)."""
+    """A member as others see it: who, where they meet it and by which key, and its GPU (None: it computes on the CPU)."""
 
     member: str
     host: str
     port: int
     gpu: str | None
+    key: str = field(repr=False)
+
+    @classmethod
+    def of(cls, member: str, place: MeetingPlace, device: torch.device) -> Peer:
+        """Return what others need to know of the member that is this process."""
+        return cls(member, place.host, place.port, _gpu(device), place.key)
 
 
 @dataclass(frozen=True)
@@ -60,18 +68,6 @@ class Form:
     def members(self) -> tuple[str, ...]:
         """Who they are."""
         return tuple(peer.member for peer in self.peers)
-
-
-class Store:
-    """This process's key-value store, where others meet when it is the first member of a generation."""
-
-    def __init__(self, host: str) -> None:
-        self.host = host
-        self.store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
-
-    def peer(self, member: str, device: torch.device) -> Peer:
-        """Return what others need to know of this process."""
-        return Peer(member, self.host, self.store.port, _gpu(device))
 
 
 class Group:
@@ -111,13 +107,14 @@ class Group:
         if self.world_size == 1:
             return
         try:
+            # The store is kept as long as the group, which asks it.
             self._store, self._group = self._unless_followed(lambda: self._joined(form))
         except RuntimeError as error:  # torch raises its DistError, a RuntimeError, on time-outs and refusals
             if isinstance(error, CollectiveError):
                 raise
             raise CollectiveError(f"generation {form.generation} cannot form: {_first_line(error)}") from error
 
-    def _met(self, form: Form) -> Any:
+    def _met(self, form: Form) -> MeetingStore:
         """Return the first member's store once all members are at it."""
         # A connection of this generation's own, also to the store in this process: one waits while another is answered.
         deadline = time.monotonic() + self._timeout_s
@@ -128,15 +125,12 @@ class Group:
             self._pause(deadline, f"{self.world_size} members did not meet")
         return store
 
-    def _reached(self, first: Peer, deadline: float) -> TCPStore:
+    def _reached(self, first: Peer, deadline: float) -> MeetingStore:
         while True:
-            try:  # TCPStore itself would go on trying, whatever happens to the generation meanwhile
-                socket.create_connection((first.host, first.port), timeout=_CONNECT_TIMEOUT_S).close()
-                break
+            try:
+                return MeetingStore(first.host, first.port, first.key, _CONNECT_TIMEOUT_S)
             except OSError as error:
                 self._pause(deadline, f"{first.member} is not reached: {error}")
-        timeout = timedelta(seconds=_CONNECT_TIMEOUT_S)
-        return TCPStore(first.host, first.port, is_master=False, wait_for_workers=False, timeout=timeout)
 
     def _pause(self, deadline: float, what: str) -> None:
         if self._is_followed():
@@ -162,15 +156,18 @@ class Group:
             wait([joined], _MEETING_POLL_S)
         return joined.result()
 
-    def _joined(self, form: Form) -> tuple[Any, Any]:
-        """Return the store of this generation and its process group, once all members are in it."""
-        store = PrefixStore(f"generation-{form.generation}", self._met(form))
-        return store, self._connected(store, form.peers[self.rank].host)
+    def _joined(self, form: Form) -> tuple[MeetingStore, Any]:
+        """Return the first member's store and this generation's process group, once all members are in it."""
+        store = self._met(form)
+        return store, self._connected(PrefixStore(f"generation-{form.generation}", store), form.peers[self.rank].host)
 
     def _connected(self, store: Any, host: str) -> Any:
         if self.backend == "nccl":
             # By default torch ends the whole process when a peer is gone; here the generation ends.
             os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
+            # Nor may threads of torch's own ask the store, which is written in Python: a group that is taken down waits
+            # for them, and keeps them from running Python meanwhile. That a process hangs, its keeper finds out.
+            os.environ["TORCH_NCCL_ENABLE_MONITORING"] = os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "0"
             nccl = dist.ProcessGroupNCCL.Options()
             nccl._timeout = timedelta(seconds=self._timeout_s)
             group: Any = dist.ProcessGroupNCCL(store, self.rank, self.world_size, nccl)
@@ -289,7 +286,7 @@ class Group:
         if self._group is not None:
             self._group.abort()
             if is_broken:
-                _abandoned.append(self._group)
+                _abandoned.append((self._store, self._group))
             self._group = None
 
 

@@ -156,7 +156,7 @@ class Unled:
 
     def next_form(self, after: int) -> Form:
         """Return the only generation."""
-        return Form(1, (Peer("here", "", 0, None),))
+        return Form(1, (Peer("here", "", 0, None, ""),))
 
     def wants_change(self) -> bool:
         """Never."""

@@ -142,7 +142,9 @@ class Keeper:
             yield cloudpickle.dumps(data)
 
     def _start(self, data: bytes | None) -> Start:
-        host = str(get_address_host(self._worker.address))
+        # Where all workers are threads of one process, so are the keepers: no rank is elsewhere.
+        is_alone = self._worker.address.startswith("inproc://")
+        host = "127.0.0.1" if is_alone else str(get_address_host(self._worker.address))
         n_threads = self.orders.n_threads or self._worker.state.nthreads
         return Start(
             self.orders.member, host, self.orders.plan, data, n_threads, self.orders.is_on_cpu, Surroundings.here()

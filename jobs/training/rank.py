@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from jobs.errors import SpecError
-from jobs.training.collective import CollectiveError, Form, Group, Store, pick_device
+from jobs.training.collective import CollectiveError, Form, Group, Peer, pick_device
 from jobs.training.control import Control, Unled
+from jobs.training.meeting import MeetingPlace
 from jobs.training.plan import Data, Plan, Step, steps
 from jobs.training.prefetch import Prefetcher
 from jobs.training.progress import Epoch, Progress, Timings
@@ -72,8 +73,10 @@ def run_alone(plan: Plan, n_threads: int | None, is_on_cpu: bool = False) -> Ran
 class Rank:
     """Trains, in whatever generations it is led through."""
 
-    def __init__(self, plan: Plan, member: str, device: torch.device, control: Control, store: Store | None) -> None:
-        self.plan, self.member, self.device, self.control, self.store = plan, member, device, control, store
+    def __init__(
+        self, plan: Plan, member: str, device: torch.device, control: Control, place: MeetingPlace | None
+    ) -> None:
+        self.plan, self.member, self.device, self.control, self.place = plan, member, device, control, place
         self.timings, self.progress = Timings(), Progress()
         self.last_report, self.is_first = 0.0, False
         is_bfloat16 = plan.precision == "bfloat16" or (plan.precision == "auto" and device.type == "cuda")
@@ -90,10 +93,9 @@ class Rank:
             What the model, the data or the loss raised.
         """
         self._prepare()
-        if self.store is not None:
-            self.control.tell(
-                "ready", pid=os.getpid(), peer=list(asdict(self.store.peer(self.member, self.device)).values())
-            )
+        if self.place is not None:
+            peer = Peer.of(self.member, self.place, self.device)
+            self.control.tell("ready", pid=os.getpid(), peer=list(asdict(peer).values()))
         form = self.control.next_form(0)
         self.start = self.mark = time.perf_counter()
         while not self._generation(form):

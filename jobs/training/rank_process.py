@@ -11,8 +11,9 @@ from multiprocessing.connection import Connection
 import cloudpickle
 import torch
 
-from jobs.training.collective import Store, pick_device
+from jobs.training.collective import pick_device
 from jobs.training.control import Led
+from jobs.training.meeting import MeetingPlace
 from jobs.training.processes import Start
 from jobs.training.rank import LeftError, PeerFailedError, Rank
 
@@ -33,8 +34,7 @@ def main(channel: Connection) -> None:
         if start.data is not None:
             plan = replace(plan, data=cloudpickle.loads(start.data))
         device = torch.device("cpu") if start.is_on_cpu else pick_device()
-        store = Store(start.host)
-        rank = Rank(plan, start.member, device, control, store)
+        rank = Rank(plan, start.member, device, control, MeetingPlace(start.host))
         result = rank.run()
         facts = {"digest": result.digest, "timings": asdict(result.timings)}
         control.tell("ended", outcome="done", value=cloudpickle.dumps(result), **facts)
