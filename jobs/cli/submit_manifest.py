@@ -9,7 +9,8 @@ from typing import Any
 
 from jobs.errors import SpecError
 from jobs.spec import JobSpec, parse
-from jobs.spec.job import override, read
+from jobs.spec.document import read
+from jobs.spec.job import override
 
 Object = dict[str, Any]
 

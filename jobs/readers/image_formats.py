@@ -5,11 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import math
-import pickle
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.errors import InputError
+from jobs.readers import plain_pickle
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -69,13 +69,18 @@ def read_cifar10_binary(data: bytes, place: str) -> tuple[Images, Labels]:
 
 
 def read_cifar10_python(data: bytes, place: str) -> tuple[Images, Labels]:
-    """Read a batch of the python version, a pickle, of which only numpy arrays are let in."""
-    batch = _unpickled(data, place)
-    try:
-        pixels = np.asarray(batch[b"data"], np.uint8)
-        labels = np.asarray(batch[b"labels"], np.int64)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{place}: not a batch of CIFAR-10 (no {error}); put it there again") from error
+    """Read a batch of the python version, a pickle, of which nothing is called."""
+    batch = _plain_pickle(data, place)
+    for key in (b"data", b"labels"):
+        if key not in batch:
+            raise InputError(f"{place}: not a batch of CIFAR-10 (no {key.decode()}); put it there again")
+    pixels, labels = batch[b"data"], batch[b"labels"]
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
+        raise InputError(f"{place}: not a batch of CIFAR-10 (data is no array of bytes); put it there again")
+    if isinstance(labels, list) and all(type(label) is int and 0 <= label < 256 for label in labels):
+        labels = np.array(labels, np.int64)
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(f"{place}: not a batch of CIFAR-10 (labels are no small whole numbers); put it there again")
     return _cifar10(pixels, labels, place)
 
 
@@ -83,10 +88,10 @@ def read_cifar10_names(data: bytes, name: str, place: str) -> list[str]:
     """Read the class names from batches.meta (python) or batches.meta.txt (binary)."""
     if name.endswith(".txt"):
         return data.decode("utf-8", "replace").split()
-    try:
-        return [label.decode() for label in _unpickled(data, place)[b"label_names"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{place}: no class names in it; put CIFAR-10's own file there") from error
+    names = _plain_pickle(data, place).get(b"label_names")
+    if not isinstance(names, list) or not all(isinstance(name, (bytes, str)) for name in names):
+        raise InputError(f"{place}: no class names in it; put CIFAR-10's own file there")
+    return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
 
 
 def read_idx(data: bytes, place: str, n_dimensions: int) -> NDArray[np.uint8]:
@@ -143,31 +148,12 @@ def _cifar10(pixels: NDArray[np.uint8], labels: NDArray[Any], place: str) -> tup
     return np.ascontiguousarray(images), labels.astype(np.int64)
 
 
-class _NumpyOnly(pickle.Unpickler):
-    """Unpickles arrays, containers and strings; anything else could run code."""
-
-    _ALLOWED = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy.core.numeric", "_frombuffer"),
-            ("numpy._core.numeric", "_frombuffer"),
-            ("_codecs", "encode"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def _unpickled(data: bytes, place: str) -> Any:
-    load: Callable[[], Any] = _NumpyOnly(io.BytesIO(data), encoding="bytes").load
+def _plain_pickle(data: bytes, place: str) -> Mapping[Any, Any]:
+    """Return the dictionary that a file of the python version is; its keys are bytes, as Python 2 wrote them."""
     try:
-        return load()
-    # A damaged pickle can make numpy and the unpickler raise almost anything.
-    except Exception as error:
+        content = plain_pickle.load(data)
+    except plain_pickle.PlainPickleError as error:
         raise InputError(f"{place}: not a pickle of CIFAR-10 ({error}); put its own file there") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{place}: not a pickle of CIFAR-10 (no dictionary); put its own file there")
+    return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}

@@ -6,14 +6,12 @@ import difflib
 import hashlib
 import json
 import re
-import sys
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import (
     Field,
     SerializeAsAny,
@@ -26,6 +24,7 @@ from pydantic import (
 
 from jobs.errors import SpecError
 from jobs.spec.base import Input, Params, StrictModel
+from jobs.spec.document import parsed, plain, read
 from jobs.spec.group_by import GroupByParams
 from jobs.spec.image_classification import ImageClassificationParams
 from jobs.spec.kmeans import KMeansParams
@@ -171,40 +170,11 @@ def load(source: str | Path, sets: Sequence[str] = (), run_id: str | None = None
     return parse(content, place)
 
 
-def read(source: str | Path) -> tuple[Any, str]:
-    """Return what a YAML file holds, or standard input for ``-``, and what to call it in messages.
-
-    Raises
-    ------
-    SpecError
-        When it cannot be read, or is no YAML, or has a key twice.
-    """
-    place = "standard input" if str(source) == "-" else str(source)
-    try:
-        text = sys.stdin.read() if str(source) == "-" else Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        raise SpecError(f"{place}: cannot be read ({error.strerror}); name a job file") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{place}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader), place
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise SpecError(
-            f"{place}:{line} not valid YAML ({getattr(error, 'problem', error)}); mend the syntax"
-        ) from error
-
-
 def parse(content: Mapping[str, Any], place: str = "job spec") -> JobSpec:
     """Turn a mapping into a JobSpec, or raise a SpecError that names key, value and remedy."""
     content = {key: value for key, value in content.items() if not (key == "params" and value is None)}
     try:
-        document = json.dumps(content)
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"{place}: {error}; quote dates and other values that are meant as text") from error
-    try:
-        return JobSpec.model_validate_json(document)
+        return JobSpec.model_validate_json(json.dumps(plain(content, place)))
     except ValidationError as error:
         raise SpecError(f"{place}: {_first_problem(error, content)}") from error
 
@@ -244,25 +214,6 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation}.union(*map(_kinds, typing.get_args(annotation)))
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice: YAML's silent last-one-wins hides mistakes."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key if isinstance(key, str) else id(key))
-        return super().construct_mapping(node, deep=deep)
-
-
-# YAML 1.2 takes 1e-4 for a number; PyYAML, which reads YAML 1.1, for text.
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def override(content: dict[str, Any], item: str) -> None:
     """Set a key of a spec in place, given as ``key.key=value``.
 
@@ -273,11 +224,8 @@ def override(content: dict[str, Any], item: str) -> None:
     """
     path, equals, text = item.partition("=")
     if not equals or not all(path.split(".")):
-        raise SpecError(f"--set {item}: not of the form key=value; write for example --set params.seed=1")
-    try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {item}: the value is not valid YAML; quote it") from error
+        raise SpecError(f"--set {item[:200]}: not of the form key=value; write for example --set params.seed=1")
+    value = parsed(text, f"--set {path[:200]}")
     *parents, last = path.split(".")
     target = content
     for key in parents:
@@ -287,7 +235,7 @@ def override(content: dict[str, Any], item: str) -> None:
         if inner is None:
             inner = target[key] = {}
         if not isinstance(inner, dict):
-            raise SpecError(f"--set {item}: {key} is {_kind(inner)}, not a mapping; set {key} itself")
+            raise SpecError(f"--set {item[:200]}: {key} is {_kind(inner)}, not a mapping; set {key} itself")
         target = inner
     target[last] = value
 
