@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Nanny
+from distributed.core import Status
 
 TOPIC = "daskyard-ends"
 # Why: for the memory it took, by its nanny or the kernel; because somebody told it to; by itself; or nobody can know.
@@ -44,12 +45,18 @@ def dask_setup(nanny: Nanny) -> None:
         is_for_memory = inner.memory_manager._last_terminated_pid != ended_pid
         ended_pid = inner.memory_manager._last_terminated_pid
         reason = TOLD if is_asked else why(exit_code, is_for_memory)
-        with contextlib.suppress(RuntimeError):  # a nanny that closes tells nothing any more
-            inner.log_event(TOPIC, {"worker": inner.worker_address, "why": reason, "exit_code": exit_code})
+        if inner.status == Status.running:  # one that closes has nothing to tell
+            event = {"worker": inner.worker_address, "why": reason, "exit_code": exit_code}
+            inner._ongoing_background_tasks.call_soon(_send, inner, event)
         go_on(exit_code)
 
     inner.kill = inner.handlers["kill"] = kill
     inner._on_worker_exit_sync = tell
+
+
+async def _send(nanny: Any, event: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the scheduler is gone: nobody will ask
+        await nanny.scheduler.log_event(topic=TOPIC, msg=event)
 
 
 def why(exit_code: int, is_for_memory: bool) -> str:

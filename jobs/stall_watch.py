@@ -126,9 +126,10 @@ def _goes_on(task: Any) -> bool:
     worker = task.processing_on
     if task.state != "processing" or worker is None:
         return False
-    counts: Mapping[Any, int] = worker.metrics.get("task_counts", {})
-    is_busy = any(n for state, n in counts.items() if state in _BUSY)
-    return is_busy or not counts or time.time() - worker.last_seen > _SILENT_S
+    counts: Mapping[Any, int] | None = worker.metrics.get("task_counts")
+    if counts is None or time.time() - worker.last_seen > _SILENT_S:
+        return True
+    return any(n for state, n in counts.items() if state in _BUSY)
 
 
 def _last_line(logs: Sequence[tuple[str, str]]) -> str:
