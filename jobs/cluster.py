@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 import dask
 from dask.utils import parse_bytes, parse_timedelta
-from distributed import Client, LocalCluster
+from distributed import Client
 from distributed.comm.addressing import get_address_host_port, parse_address
 from distributed.system import MEMORY_LIMIT
 
-from jobs.environment import restored
 from jobs.errors import DaskyardError, SpecError, WorkersLostError
+from jobs.local_cluster import started
 
 SCHEDULER_TIMEOUT_S = 60
 WORKERS_TIMEOUT_S = 300
@@ -33,6 +33,8 @@ _LOCAL = {
     # A job whose workers are all gone ends with an error after this time instead of waiting for ever.
     "distributed.scheduler.no-workers-timeout": "60s",
     "distributed.scheduler.allowed-failures": 2,
+    # One that hangs, such as one that was stopped, is started anew: within a minute, with the time that this takes.
+    "distributed.scheduler.worker-ttl": "45s",
     # A process looks after itself less often: with Dask's 10, 20 and 500 ms, idle ones take 7 % of a core.
     "distributed.worker.profile.interval": "100ms",
     "distributed.admin.tick.interval": "1s",
@@ -89,22 +91,14 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
         with _client(address) as client:
             yield client
         return
-    # They warn of what is harmless on one machine: a worker that takes its time to end, a message without a size.
-    for name in ("distributed.nanny", "distributed.sizeof"):
+    # They warn of what is harmless on one machine: a worker that takes its time to end, a message without a size, a
+    # connection that was begun as the other side ended.
+    for name in ("distributed.nanny", "distributed.sizeof", "distributed.comm.tcp"):
         logging.getLogger(name).setLevel(logging.ERROR)
     n_workers = n_workers or len(os.sched_getaffinity(0))
     limit = MEMORY_LIMIT // n_workers if memory is None else _bytes(memory)
     with (
-        dask.config.set(_LOCAL | _memory_settings(limit)),
-        # Nannies leave here what they set for workers; the next cluster would take it for the user's.
-        restored(dask.config.get("distributed.nanny.pre-spawn-environ")),
-        LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            memory_limit=limit,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-        ) as cluster,
+        started(n_workers, limit, _LOCAL | _memory_settings(limit)) as cluster,
         Client(cluster, direct_to_workers=True) as client,
         _frozen(),
     ):

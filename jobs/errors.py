@@ -68,8 +68,12 @@ class WorkersLostError(DaskyardError):
     exit_code = 75
 
 
-class PoisonTaskError(WorkersLostError):
-    """A task took several workers down with it."""
+class OutOfMemoryError(WorkersLostError):
+    """Workers were ended for the memory they took: worth another try with more of it, and not without."""
+
+
+class PoisonTaskError(DaskyardError):
+    """A task took down each worker that ran it: another attempt would end alike."""
 
 
 class StoppedError(BaseException):

@@ -18,7 +18,8 @@ from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerErro
 
 from jobs import sharing, storage
 from jobs.artifacts import Attempt, InputRecord, StageRecord, put_table, remove_leftovers
-from jobs.errors import PoisonTaskError, WorkersLostError
+from jobs.deaths import explain
+from jobs.errors import DaskyardError, WorkersLostError
 from jobs.listener import Listener
 from jobs.report.sections import Section
 from jobs.spec import JobSpec
@@ -139,8 +140,8 @@ class Job:
                 self.progress(n_done, len(futures), unit)
             return list(self.client.gather(list(futures)))
         except BaseException as error:
+            lost = workers_lost(error, self.client)  # which asks about a task as long as there is one
             self.client.cancel(list(futures))
-            lost = workers_lost(error)
             if lost is not None:
                 raise lost from error
             raise
@@ -187,12 +188,17 @@ class Job:
         self.attempt.add_file(name, *put_table(self.artifact_url(name), table))
 
 
-def workers_lost(error: BaseException) -> WorkersLostError | None:
-    """Return the WorkersLostError that an error of Dask amounts to, or None."""
+def workers_lost(error: BaseException, client: Client | None = None) -> DaskyardError | None:
+    """Return the error of ours that one of Dask amounts to, or None.
+
+    With a `client`, the scheduler is asked why workers died, and which input they read.
+    """
     if isinstance(error, KilledWorker):
-        return PoisonTaskError(
+        if client is not None:
+            return explain(client, error)
+        return WorkersLostError(
             f"workers: {error.allowed_failures + 1} died while they ran {error.task}; "
-            "give them more memory or look into their logs, then run the job again"
+            "look into their logs, then run the job again"
         )
     if isinstance(error, (NoWorkerError, NoValidWorkerError)):
         return WorkersLostError("workers: none left that can run the job's tasks; start workers, then run it again")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from jobs.errors import DaskyardError, WorkersLostError, stop_of
+from jobs.errors import DaskyardError, OutOfMemoryError, WorkersLostError, stop_of
 from jobs.listener import Listener
 
 MAX_RETRIES = 20
@@ -53,9 +53,12 @@ def with_retries(
 
 
 def is_worth_a_retry(error: BaseException) -> bool:
-    """Whether another try may do better: storage, workers or the scheduler were lost, and nobody said stop."""
+    """Whether another try may do better: storage, workers or the scheduler were lost, and nobody said stop.
+
+    Where memory ran out it may not: the next try has as much. Kubernetes' controller, which can give more, does.
+    """
     is_lost = isinstance(error, DaskyardError) and error.exit_code == WorkersLostError.exit_code
-    return is_lost and stop_of(error) is None
+    return is_lost and not isinstance(error, OutOfMemoryError) and stop_of(error) is None
 
 
 def pause_s(number: int) -> float:

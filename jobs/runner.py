@@ -32,11 +32,13 @@ from jobs.errors import (
 from jobs.freed_memory import give_freed_memory_back
 from jobs.job import Evaluation, Job, Pipeline, workers_lost
 from jobs.listener import Listener
+from jobs.local_cluster import room_for_temporary_files
 from jobs.memory_watch import MemoryWatch
 from jobs.plain import plain
 from jobs.preflight import committed_of, refuse_memory, taken_over
 from jobs.report import html
 from jobs.spec import JobSpec
+from jobs.stall_watch import watched
 from jobs.telling import Telling
 from jobs.tuning.report import tuning_sections
 from jobs.tuning.trials import remove_records, tuned
@@ -99,11 +101,20 @@ def run(
     attempt = Attempt(run_url)
     try:
         with ExitStack() as stack:
+            stack.enter_context(room_for_temporary_files())
             if client is None:
                 client = stack.enter_context(connected(n_workers, memory))
                 listener.message(f"dashboard: {client.dashboard_link}")
+            try:
+                with watched(client):
+                    manifest = _attempted(spec, client, attempt, Telling(listener, client))
+            except Exception as error:
+                lost = workers_lost(error, client)
+                if lost is not None:
+                    raise lost from error
+                raise
             # Before the cluster is closed, which takes its time and may fail.
-            standing = attempt.commit(_attempted(spec, client, attempt, Telling(listener, client)))
+            standing = attempt.commit(manifest)
             if standing.attempt == attempt.id:
                 _told(RunResult(run_url, standing, was_committed=False), on_commit)
                 if spec.tune is not None:

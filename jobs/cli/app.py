@@ -460,7 +460,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGALRM, _stop)
     os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PRELOAD", "jobs.cli.uninterrupted")
-    if sys.stderr.isatty() and "--debug" not in sys.argv:
+    if "--debug" in sys.argv:
+        os.environ.setdefault("DASK_DASKYARD__DEBUG", "true")
+    elif sys.stderr.isatty():
         # Who watches bars has no use for Dask's warnings, of which Ctrl-C makes many; logs elsewhere keep them.
         os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)

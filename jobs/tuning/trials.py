@@ -112,7 +112,7 @@ class _Search:
             metrics = {name: float(value) for name, value in evaluation.metrics.items() if _is_finite(value)}
             self._judge(evaluation)
         except (SpecError, InputError, ValueError, ArithmeticError) as failure:
-            lost = workers_lost(failure)
+            lost = workers_lost(failure, self._client)
             if lost is not None:
                 raise lost from failure
             error = " ".join(str(failure).split())

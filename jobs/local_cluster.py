@@ -1,0 +1,221 @@
+"""A Dask cluster of this machine that no other user of it can enter. Called by `jobs.cluster`.
+
+Whoever can talk to a scheduler, a worker or a nanny runs code as its owner. So they talk TLS with a certificate that
+each run makes for itself, keeps in memory, and hands to its processes through pipes; what workers spill lies in a
+folder of the user's; and the dashboard, which shows names and code, answers below a path that nobody can guess.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dask
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from distributed import Nanny, Scheduler, SpecCluster
+from distributed.security import Security
+from tornado.httputil import HTTPServerRequest
+from tornado.web import HTTPError, RequestHandler
+
+from jobs.environment import restored
+from jobs.errors import SpecError
+
+_LINK = "distributed.dashboard.link"
+# Longer than any run; the key is gone with the processes that know it.
+_VALID = timedelta(days=3650)
+_CLOCK_STEP = timedelta(days=1)
+_CONNECT_S = 1.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_FOLDER = "No usable temporary directory"
+# Modules for Dask to load into the scheduler, the nannies and the workers.
+_PRELOADS = {
+    "distributed.scheduler.preload": "jobs.pods.worker_ttl",
+    "distributed.nanny.preload": "jobs.ends",
+    "distributed.worker.preload": "jobs.local_worker",
+}
+
+
+@contextmanager
+def started(n_workers: int, memory_limit: int, settings: Mapping[str, Any]) -> Iterator[SpecCluster]:
+    """Yield a cluster of worker processes of one thread each; `settings` are Dask's, for as long as it lasts.
+
+    Raises
+    ------
+    SpecError
+        When the folder for temporary files is full, or there is none.
+    """
+    host, prefix, security = loopback(), secrets.token_urlsafe(16), own_security()
+    with (
+        dask.config.set({**settings, **_preloads(), _LINK: _link(host, prefix), "distributed.worker.http.routes": []}),
+        # Nannies leave here what they set for workers; the next cluster would take it for the user's.
+        restored(dask.config.get("distributed.nanny.pre-spawn-environ")),
+        room_for_temporary_files(),
+        _folder() as folder,
+    ):
+        common = {
+            "host": f"[{host}]" if ":" in host else host,
+            "protocol": "tls://",
+            "security": security,
+            "local_directory": folder,
+        }
+        worker = {
+            "cls": Nanny,
+            "options": {
+                **common,
+                "nthreads": 1,
+                "memory_limit": memory_limit,
+                "dashboard": False,
+                "silence_logs": logging.WARNING,
+            },
+        }
+        scheduler = {
+            "cls": _Scheduler,
+            "options": {**common, "dashboard": True, "dashboard_address": (host, 0), "http_prefix": f"/{prefix}"},
+        }
+        with SpecCluster(
+            scheduler=scheduler,
+            workers=dict.fromkeys(range(n_workers), worker),
+            worker=worker,
+            security=security,
+            silence_logs=logging.WARNING,
+        ) as cluster:
+            yield cluster
+
+
+def own_security() -> Security:
+    """Return a new certificate, and what lets nobody in who has another one.
+
+    `Security.temporary` does the same with RSA, whose signatures take most of the time that it takes to connect.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "daskyard-local")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_STEP)
+        .not_valid_after(now + _VALID)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+        .decode()
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+    roles = ("client", "scheduler", "worker")
+    return Security(
+        require_encryption=True,
+        tls_ca_file=certificate,
+        **{f"tls_{role}_cert": certificate for role in roles},
+        **{f"tls_{role}_key": secret for role in roles},
+    )
+
+
+def loopback() -> str:
+    """Return this machine's own address: 127.0.0.1, or ::1 where there is no IPv4.
+
+    Raises
+    ------
+    SpecError
+        When there is neither.
+    """
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            # An address that is there may lead nowhere: that of an interface which is down.
+            with socket.create_server((host, 0), family=family) as server:
+                socket.create_connection(server.getsockname()[:2], timeout=_CONNECT_S).close()
+        except OSError:
+            continue
+        return host
+    raise SpecError(
+        "cluster: this machine has no loopback address (127.0.0.1 or ::1); bring it up, for example: ip link set lo up"
+    )
+
+
+@contextmanager
+def room_for_temporary_files() -> Iterator[None]:
+    """Raise SpecError, with the remedy, for temporary files that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM and _NO_FOLDER not in str(error):
+            raise
+        folder = dask.config.get("temporary-directory", None) or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
+        raise SpecError(
+            f"{folder}: temporary files cannot be written there ({error.strerror or 'no folder'}); "
+            "make room, or have TMPDIR name another folder"
+        ) from error
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """Yield a folder for what workers spill, which other users can't read.
+
+    The same for all runs of a user: Dask then removes what a killed run left there.
+    """
+    parent = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
+    folder = os.path.join(parent, f"daskyard-workers-{os.geteuid()}")
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        found = os.lstat(folder)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            # Somebody else was there first, who could exchange what lies in it.
+            with tempfile.TemporaryDirectory(prefix="daskyard-workers-", dir=parent) as other:
+                yield other
+            return
+        os.chmod(folder, 0o700)
+    yield folder
+
+
+def _preloads() -> dict[str, list[str]]:
+    theirs = {name: dask.config.get(name) for name in _PRELOADS}
+    # An environment variable names a single one as text.
+    return {name: [*([each] if isinstance(each, str) else each), _PRELOADS[name]] for name, each in theirs.items()}
+
+
+def _link(host: str, prefix: str) -> str:
+    """Return the user's template of the dashboard's URL, or Dask's, with the secret part of the path in it."""
+    template = str(dask.config.get(_LINK)).removesuffix("status").rstrip("/")
+    # Dask cuts an address of IPv6 at its first colon.
+    return f"{template.replace('{host}', '[::1]') if ':' in host else template}/{prefix}/status"
+
+
+class _Scheduler(Scheduler):
+    """A scheduler that shows its pages below the prefix alone: Bokeh would lead whoever asks for / to them."""
+
+    def __init__(self, http_prefix: str, **options: Any) -> None:
+        super().__init__(http_prefix=http_prefix, **options)
+        pages: Any = self.http_application
+        find_handler = pages.find_handler
+
+        def find(request: HTTPServerRequest, **more: Any) -> Any:
+            if not request.path.startswith(f"{http_prefix}/"):
+                return pages.get_handler_delegate(request, _Nothing)
+            return find_handler(request, **more)
+
+        # Before the loop goes on: no request is answered without it.
+        pages.find_handler = find
+
+
+class _Nothing(RequestHandler):
+    """Knows no page."""
+
+    def prepare(self) -> None:
+        """Refuse."""
+        raise HTTPError(404)
