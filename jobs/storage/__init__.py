@@ -19,6 +19,7 @@ from jobs.storage.files import (
     replace,
     write_bytes,
 )
+from jobs.storage.tries import stalling_after
 
 __all__ = [
     "StoredFile",
@@ -33,5 +34,6 @@ __all__ = [
     "read_versioned",
     "remove_tree",
     "replace",
+    "stalling_after",
     "write_bytes",
 ]

@@ -86,9 +86,9 @@ def _other(url: str, protocol: str) -> tuple[Any, str]:
         return fs, str(fs._strip_protocol(url))
     try:
         fs, path = url_to_fs(url)
-    except OSError:
-        raise
     except Exception as error:
+        if isinstance(error, OSError) and type(error) is not OSError:
+            raise  # the network's
         # An unknown protocol, a package that is not there, arguments that a URL does not hold: each with its own class.
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise StorageMissingError(f"{url}: cannot be used here ({said}); use s3://, file:// or a path") from error
