@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from jobs.errors import SpecError
-from jobs.spec.base import Input, Params, StrictModel
+from jobs.spec.base import Input, Params, Place, StrictModel
 from jobs.spec.group_by import GroupByParams
 from jobs.spec.image_classification import ImageClassificationParams
 from jobs.spec.kmeans import KMeansParams
@@ -56,7 +56,7 @@ class JobSpec(StrictModel):
     pipeline: str = Field(description="Which pipeline: " + ", ".join(PIPELINES) + ".")
     params: SerializeAsAny[Params] = Field(Params(), validate_default=True, description="The pipeline's params.")
     input: Input = Field(description="Where the data is: a URL, or a mapping with url, test_url and format.")
-    output: str = Field(min_length=1, description="The URL under which the run's folder is made.")
+    output: Place = Field(description="The URL under which the run's folder is made.")
     run_id: str | None = Field(
         None,
         pattern=RUN_ID,

@@ -119,7 +119,7 @@ def _of_code(url: str, code: str, error: BaseException) -> StorageError | InputE
     if code in _MISSING:
         return StorageMissingError(f"{url}: not found; correct the URL or put the data there")
     if code in _CHANGED:
-        return InputError(f"{url}: changed while it was read; run the job again when it is complete")
+        return changed(url)
     if code in _NOT_IMPLEMENTED:
         return StorageDeniedError(
             f"{url}: this store does not implement what was asked of it ({code}); use a store that has conditional "
@@ -130,6 +130,11 @@ def _of_code(url: str, code: str, error: BaseException) -> StorageError | InputE
         said = _answer(error).get("Error", {}).get("Message") or code
         return StorageDeniedError(f"{url}: storage refused the request ({code}: {said[:200]}); correct what it names")
     return _unwell(url, code)
+
+
+def changed(url: str) -> InputError:
+    """Return the error about an input that is another than it was."""
+    return InputError(f"{url}: changed while it was read; run the job again when it is complete")
 
 
 def _denied(url: str, cause: str) -> StorageDeniedError:

@@ -15,7 +15,7 @@ import pytest
 import s3fs
 
 from jobs import storage
-from jobs.errors import StorageDeniedError, StorageError, StorageMissingError
+from jobs.errors import InputError, StorageDeniedError, StorageError, StorageMissingError
 from jobs.local_s3 import LocalS3
 from jobs.storage import files, tries
 from tests.s3_proxy import Rule, S3Proxy
@@ -143,6 +143,24 @@ def test_a_lock_that_is_never_given_back_is_an_error(tmp_path: Path, monkeypatch
 def test_storage_without_conditional_writes_is_refused() -> None:
     with pytest.raises(StorageDeniedError, match="no conditional writes; use s3:// or a path"):
         storage.replace("http://127.0.0.1:9/file", b"", None)
+
+
+@pytest.mark.parametrize("size", [10, (8 << 20) + 1])
+def test_a_file_that_became_another_is_not_read_for_what_was_listed(base: str, size: int) -> None:
+    url = storage.join(base, "a")
+    storage.write_bytes(url, b"1" * size)
+    (listed,) = storage.list_files(url)
+    assert storage.read_bytes(url, 2, 4, etag=listed.etag) == b"11"
+    time.sleep(0.02)
+    storage.write_bytes(url, b"2" * size)
+    for limits in ((2, 4), (None, None)):
+        with pytest.raises(InputError, match="a: changed while it was read"):
+            storage.read_bytes(url, *limits, etag=listed.etag)
+    with pytest.raises(InputError, match="a: changed while it was read"), storage.open_input(url, etag=listed.etag):
+        pass
+    (listed,) = storage.list_files(url)
+    with storage.open_input(url, etag=listed.etag) as file:
+        assert file.read(3) == b"222"
 
 
 def test_listing_is_recursive_sorted_and_leaves_markers_out(base: str) -> None:
