@@ -58,7 +58,9 @@ def test_a_store_that_ignores_the_condition_is_refused_by_preflight_and_run_befo
     spec = spec_of(s3)
     proxy.add(Rule("ignored", header="If-None-Match"))
     for check in (preflight.check, runner.run):
-        with pytest.raises(OutputError, match=r"/runs: this storage ignores If-None-Match: it created .* write to a store"):
+        with pytest.raises(
+            OutputError, match=r"/runs: this storage ignores If-None-Match: it created .* write to a store"
+        ):
             check(spec)
     assert set(storage.list_sizes(s3)) == {"data.csv", f"runs/{PROBE}"}
 

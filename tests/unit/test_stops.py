@@ -15,7 +15,7 @@ import pytest
 import jobs
 from jobs import runner, storage
 from jobs.artifacts import Attempt, Manifest, read_manifest
-from jobs.errors import StorageMissingError, StoppedError
+from jobs.errors import StoppedError, StorageMissingError
 from jobs.listener import Listener
 from jobs.spec import JobSpec, parse
 from tests.unit.test_artifacts import manifest_of
