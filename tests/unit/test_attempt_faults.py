@@ -117,7 +117,7 @@ def rule_of(kind: str, how_often: str, taken: dict[str, Any]) -> Rule:
 
 
 def end_of(attempt: Attempt) -> tuple[Manifest | None, bool]:
-    """Write, commit, and do what a runner does; return the manifest that is known to stand, and whether that is known."""
+    """Write, commit, and do what a runner does; return the manifest that stands, if any, and whether that is known."""
     try:
         for name in ("a", "b/c", "d"):
             attempt.write_bytes(name, f"{attempt.id} {name}".encode())

@@ -94,7 +94,7 @@ def test_of_a_folder_on_a_disk_that_users_share_each_can_use_the_probe_of_anothe
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(folder.stat().st_mode | 0o055)
     code = (
-        "import os, sys; from jobs.conditional import refuse_unconditional as check; import fsspec.implementations.local\n"
+        "import os, sys, fsspec.implementations.local\nfrom jobs.conditional import refuse_unconditional as check\n"
         "os.setuid(65534)\n"
         "try: check(sys.argv[1]); print('may')\nexcept Exception as error: print(type(error).__name__)"
     )

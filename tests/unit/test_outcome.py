@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from contextlib import suppress
@@ -104,7 +105,7 @@ def test_whoever_reads_the_file_finds_a_whole_document_at_any_time(before: str |
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_file_that_nothing_can_be_renamed_to_and_one_that_is_none_are_written_in_place(tmp_path: Path) -> None:
+def test_a_link_and_what_is_no_file_are_written_in_place(tmp_path: Path) -> None:
     file, link = tmp_path / "mounted", tmp_path / "link"
     file.touch()
     link.symlink_to(file)
@@ -115,6 +116,38 @@ def test_a_file_that_nothing_can_be_renamed_to_and_one_that_is_none_are_written_
     assert (file.stat().st_ino, json.loads(file.read_text())) == (number, outcome.READY)
     assert link.is_symlink()
     assert Path("/dev/null").is_char_device()
+
+
+def test_a_file_that_nothing_can_be_renamed_to_is_written_in_place_and_is_never_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")  # as Linux does where the target is a mount
+
+    monkeypatch.setattr(outcome.os, "replace", refuse)
+    file = tmp_path / "termination-log"
+    file.write_text("x" * 900)
+    number = file.stat().st_ino
+    sizes: list[int] = []
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            sizes.append(file.stat().st_size)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(200):
+            with outcome.told_in(file) as tell:
+                assert json.loads(file.read_text()) == outcome.RUNNING
+                tell(COMMITTED)
+            assert json.loads(file.read_text()) == COMMITTED
+    finally:
+        is_over.set()
+        looking.join()
+    assert min(sizes) > 0
+    assert (file.stat().st_ino, list(tmp_path.iterdir())) == (number, [file])
 
 
 def test_a_file_that_cannot_be_written_any_more_changes_no_outcome(
@@ -134,7 +167,7 @@ def test_a_file_that_cannot_be_written_any_more_changes_no_outcome(
 
 def test_a_stop_after_the_end_was_told_is_not_told_in_its_place(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    with pytest.raises(StoppedError), outcome.told_in(file) as tell:
+    with suppress(StoppedError), outcome.told_in(file) as tell:
         tell(COMMITTED)
         raise StoppedError
     assert json.loads(file.read_text()) == COMMITTED
