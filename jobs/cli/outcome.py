@@ -105,29 +105,36 @@ def _write_last(file: Path, document: dict[str, Any]) -> None:
 
 
 def _write(file: Path, document: dict[str, Any]) -> None:
-    """Write the document in place, so that whoever reads meanwhile finds this one or the one before, never half of one.
-
-    In place: the file may be a mount, which nothing can be renamed to, or a pipe.
-    """
+    """Put the document into the file so that whoever reads meanwhile finds this one or the one before, nothing else."""
     data = encoded(document)
-    if not os.path.lexists(file):
-        # A new file is not to be seen empty either.
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    if not os.path.lexists(file) or (stat.S_ISREG(file.lstat().st_mode) and file.lstat().st_nlink == 1):
         try:
-            temporary.write_bytes(data)
-            os.replace(temporary, file)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        return
+            _replace(file, data)
+            return
+        except OSError as error:
+            # A mount, such as Kubernetes makes for termination messages, and a folder that one may not write.
+            if not file.exists():
+                raise error
     descriptor = os.open(file, os.O_WRONLY)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.write(descriptor, data)
             return
-        # What is left of a longer one is blank, which JSON does not mind, until it is cut off.
+        # Never empty. What is left of a longer one is blank, which JSON does not mind, until it is cut off.
         os.pwrite(descriptor, data.ljust(min(status.st_size, _MOST_BLANK)), 0)
         os.ftruncate(descriptor, len(data))
     finally:
         os.close(descriptor)
+
+
+def _replace(file: Path, data: bytes) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        if file.exists():
+            temporary.chmod(stat.S_IMODE(file.stat().st_mode))
+        os.replace(temporary, file)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

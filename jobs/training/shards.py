@@ -108,13 +108,13 @@ def commit_index(url: str, shards: Sequence[ShardInfo], meta: Mapping[str, Any] 
 
 
 def damage_of(url: str, info: ShardInfo) -> str | None:
-    """Bring a shard of the data set `url` to this machine's cache; return what is wrong with it, None where nothing is.
+    """Return what is wrong with a shard of the data set `url`, None where nothing is; it is then in the cache here.
 
-    Runs on a worker.
+    It is read from storage in any case: what this machine has in its cache another one may not have. Runs on a worker.
     """
     place = storage.join(url, info.file)
     try:
-        _cached(place, info, _cache_folder())
+        _fetched(place, info, _cache_folder())
     except StorageMissingError:
         return f"{place}: missing"
     except DamagedShardError as error:
@@ -225,6 +225,11 @@ def _cached(url: str, info: ShardInfo, folder: Path) -> Path:
     if path.exists() and _sha256(path) == info.sha256:
         os.utime(path)
         return path
+    return _fetched(url, info, folder)
+
+
+def _fetched(url: str, info: ShardInfo, folder: Path) -> Path:
+    path = folder / info.sha256
     # Storage may answer a range that is not there in many ways; a size is a size.
     if storage.size_of(url) == info.size:
         for _ in range(_N_FETCHES):

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from jobs import storage
 from jobs.errors import InputError, SpecError
+from jobs.local_s3 import LocalS3
 from jobs.pipelines import image_classification as pipeline
 from jobs.readers import images
 from jobs.report.sections import Images, Matrix, Table
 from jobs.training.convnet import ConvNet, ConvNetConfig, predict
-from jobs.training.shards import Shards
+from jobs.training.shards import Shards, damage_of
+from tests.s3_proxy import Rule, S3Proxy
 from tests.threads import threads
 
 QUICK: dict[str, Any] = {
@@ -128,6 +131,60 @@ def test_half_prepared_data_is_prepared_again(job_factory: Any, small_idx: Path)
     storage.remove_tree(storage.join(first.train.url, "index.json"))
     again = job_factory("image_classification", QUICK, str(small_idx))
     assert pipeline.prepare(again, pipeline.load(again)) == first
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
+    "missing": lambda data: None,
+    "empty": lambda data: b"",
+    "truncated": lambda data: data[: len(data) // 2],
+    "garbage": lambda data: b"\xff" * len(data),
+    "of another": lambda data: data,  # see there
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", ["train/index.json", "train/shard", "test/index.json", "test/shard"])
+def test_damaged_prepared_data_is_prepared_anew_beside_it_and_then_used_again(
+    job_factory: Any, small_idx: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def prepared() -> Any:
+        job = job_factory("image_classification", QUICK, str(small_idx))
+        return pipeline.prepare(job, pipeline.load(job))
+
+    first = prepared()
+    split, name = file.split("/")
+    both = {"train": first.train, "test": first.test}
+    names = {each: name if name == "index.json" else shards.infos[0].file for each, shards in both.items()}
+    folder, name = Path(both[split].url.removeprefix("file://")), names[split]
+    content = DAMAGE[damage]((folder / name).read_bytes())
+    if damage == "of another":
+        other = "test" if split == "train" else "train"
+        content = (folder.parent / other / names[other]).read_bytes()
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    second = prepared()
+    assert [shards.infos for shards in (second.train, second.test)] == [s.infos for s in (first.train, first.test)]
+    for shards in (second.train, second.test):
+        assert all(damage_of(shards.url, info) is None for info in shards.infos)
+    # Without the training set's index, there is nothing that could be damaged: it is made where it was to be.
+    assert (second.train.url == first.train.url) == (file == "train/index.json" and damage == "missing")
+    with caplog.at_level(logging.INFO, "daskyard"):
+        third = prepared()
+    assert third == second
+    assert "used again" in caplog.text
+
+
+def test_prepared_data_that_one_may_not_write_over_is_prepared_beside_it(
+    job_factory: Any, small_idx: Path, s3_server: LocalS3, s3: str
+) -> None:
+    with S3Proxy(s3_server) as proxy, threads(1) as client:
+        job = job_factory("image_classification", QUICK, str(small_idx), f"{s3}/runs", client)
+        loaded = pipeline.load(job)
+        storage.write_bytes(f"{loaded.prepared_url}/train/half.raw", b"of a run that was killed")
+        proxy.add(Rule("denied", method="PUT", key=f"{loaded.prepared_url.rsplit('/', 1)[-1]}/train/"))
+        prepared = pipeline.prepare(job, loaded)
+        assert prepared.train.url == f"{loaded.prepared_url}-2/train"
 
 
 def test_the_split_is_a_function_of_the_seed(job_factory: Any, digits: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from controller.observe import runner_of
 from jobs.cli import outcome
 from jobs.cli.app import app
 from jobs.errors import StoppedError, StorageDeniedError, WorkersLostError
@@ -69,3 +73,110 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Pa
     assert called.exit_code == 2
     assert "--result: " in called.output
     assert "cannot be written (No such file or directory); name another file" in " ".join(called.output.split())
+
+
+@pytest.mark.parametrize("before", [None, "", "of an earlier run", "x" * 9000])
+def test_whoever_reads_the_file_finds_a_whole_document_at_any_time(before: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    if before is not None:
+        file.write_text(before)
+    seen: list[str] = []
+    is_over = threading.Event()
+
+    def read() -> None:
+        while not is_over.is_set():
+            with suppress(FileNotFoundError):
+                seen.append(file.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(300):
+            with suppress(ValueError), outcome.told_in(file) as tell:
+                assert json.loads(file.read_text()) == {"outcome": "running"}
+                if number % 2:
+                    raise ValueError("x" * 900)
+                tell({**COMMITTED, "metrics": {"a": number}})
+            assert json.loads(file.read_text())["outcome"] == ("failed" if number % 2 else "committed")
+    finally:
+        is_over.set()
+        reader.join()
+    assert {json.loads(text)["outcome"] for text in seen if text != before} <= {"running", "failed", "committed"}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_link_and_what_is_no_file_are_written_in_place(tmp_path: Path) -> None:
+    file, link = tmp_path / "mounted", tmp_path / "link"
+    file.touch()
+    link.symlink_to(file)
+    number = file.stat().st_ino
+    for path in (link, Path("/dev/null")):
+        with outcome.told_in(path) as tell:
+            tell(outcome.READY)
+    assert (file.stat().st_ino, json.loads(file.read_text())) == (number, outcome.READY)
+    assert link.is_symlink()
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_file_that_nothing_can_be_renamed_to_is_written_in_place_and_is_never_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")  # as Linux does where the target is a mount
+
+    monkeypatch.setattr(outcome.os, "replace", refuse)
+    file = tmp_path / "termination-log"
+    file.write_text("x" * 900)
+    number = file.stat().st_ino
+    sizes: list[int] = []
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            sizes.append(file.stat().st_size)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(200):
+            with outcome.told_in(file) as tell:
+                assert json.loads(file.read_text()) == outcome.RUNNING
+                tell(COMMITTED)
+            assert json.loads(file.read_text()) == COMMITTED
+    finally:
+        is_over.set()
+        looking.join()
+    assert min(sizes) > 0
+    assert (file.stat().st_ino, list(tmp_path.iterdir())) == (number, [file])
+
+
+def test_a_file_that_cannot_be_written_any_more_changes_no_outcome(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "gone"
+    for error in (None, StorageDeniedError("s3://demo: denied")):
+        folder.mkdir()
+        with suppress(StorageDeniedError), outcome.told_in(folder / "result.json") as tell:
+            (folder / "result.json").unlink()
+            folder.rmdir()
+            tell(COMMITTED)
+            if error is not None:
+                raise error
+        assert "warning: --result: " in capsys.readouterr().err
+
+
+def test_a_stop_after_the_end_was_told_is_not_told_in_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    with suppress(StoppedError), outcome.told_in(file) as tell:
+        tell(COMMITTED)
+        raise StoppedError
+    assert json.loads(file.read_text()) == COMMITTED
+
+
+def test_of_a_container_that_was_killed_while_it_ran_the_controller_tells_so() -> None:
+    end = {"exitCode": 137, "reason": "OOMKilled", "message": outcome.encoded(outcome.RUNNING).decode()}
+    pod = {"status": {"containerStatuses": [{"state": {"terminated": end}}]}}
+    job = {"metadata": {}, "status": {"conditions": [{"type": "Failed", "status": "True"}]}}
+    runner = runner_of(job, [pod])
+    assert runner is not None
+    assert runner.last_line == "killed in the midst of it (OOMKilled)"

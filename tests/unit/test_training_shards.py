@@ -11,7 +11,7 @@ import pytest
 
 from jobs import storage
 from jobs.errors import InputError, StorageError, StorageMissingError
-from jobs.training.shards import Shards, commit_index, write_shard
+from jobs.training.shards import Shards, commit_index, damage_of, write_shard
 
 RNG = np.random.default_rng(1)
 SIZES = (5, 1, 8)
@@ -129,3 +129,47 @@ def test_an_index_that_is_none_is_an_error(tmp_path: Path) -> None:
     storage.write_bytes(f"{url}/index.json", json.dumps({"shards": []}).encode())
     with pytest.raises(InputError, match="not an index of shards"):
         Shards.load(url)
+
+
+GOOD = {"version": 1, "arrays": [{"name": "x", "dtype": "<i8", "shape": []}], "meta": {}}
+BAD_INDICES = {
+    "empty": b"",
+    "cut": json.dumps(GOOD).encode()[:40],
+    "no JSON": b"\xff\x00",
+    "a list": b"[]",
+    "no shards": json.dumps({**GOOD, "shards": []}).encode(),
+    "an empty shard": json.dumps({**GOOD, "shards": [{"file": "a", "n": 0, "size": 0, "sha256": "b"}]}).encode(),
+    "sizes that are not those of rows": json.dumps(
+        {**GOOD, "shards": [{"file": "a", "n": 2, "size": 17, "sha256": "b"}]}
+    ).encode(),
+    "meta that is none": json.dumps(
+        {**GOOD, "shards": [{"file": "a", "n": 2, "size": 16, "sha256": "b"}], "meta": 1}
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("content", BAD_INDICES.values(), ids=BAD_INDICES)
+def test_whatever_else_lies_in_the_place_of_an_index_is_an_error_that_says_what_to_remove(
+    content: bytes, tmp_path: Path
+) -> None:
+    storage.write_bytes(f"{tmp_path}/index.json", content)
+    with pytest.raises(InputError, match=r"index\.json: not an index of shards \(.*\); remove the folder"):
+        Shards.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated", "emptied", "missing"])
+def test_damage_in_storage_is_found_though_this_machine_has_a_copy(tmp_path: Path, damage: str) -> None:
+    url = str(tmp_path / "shards")
+    written(url)
+    shards = Shards.load(url)
+    shards.open()
+    assert [damage_of(url, info) for info in shards.infos] == [None] * 3
+    path = tmp_path / "shards/00001.raw"
+    data = path.read_bytes()
+    spoilt = {"changed": data[:-1] + bytes([data[-1] ^ 1]), "truncated": data[:-1], "emptied": b"", "missing": None}
+    path.unlink()
+    if (content := spoilt[damage]) is not None:
+        path.write_bytes(content)
+    found = [damage_of(url, info) for info in shards.infos]
+    assert [each is None for each in found] == [True, False, True]
+    assert "00001.raw" in str(found[1])
