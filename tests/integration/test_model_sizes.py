@@ -13,17 +13,15 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 from distributed import Client, Future, LocalCluster, wait
 from scipy import sparse
 
-from jobs import runner, sharing, storage
+from jobs import sharing
 from jobs.estimators import (
     NMF,
     ExplicitALS,
@@ -36,9 +34,8 @@ from jobs.estimators import (
     TfidfVectorizer,
     als,
 )
-from jobs.estimators.blocks import OnWorkers, runner as runner_of
-from jobs.spec import parse
-from tests.threads import threads
+from jobs.estimators.blocks import OnWorkers
+from jobs.estimators.blocks import runner as runner_of
 
 pytestmark = pytest.mark.timeout(120)
 
