@@ -73,7 +73,7 @@ class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            When there is no stored value, or one that the model cannot take.
+            When there is no stored value, or one that the model cannot take, such as one whose square overflows.
         """
         if isinstance(X, InteractionBlocks):
             blocks = X
@@ -102,6 +102,9 @@ class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 submit(user_vectors, new, self.rank, near=block)
                 for new, block in zip(found.by_user, blocks.by_user, strict=True)
             ]
+        if not np.isfinite(self.objective_).all():
+            far = max((max(s.high, -s.low) for s in summaries), default=0.0)
+            raise ValueError(f"interactions: values of up to {far:g} overflow; divide them all by a constant")
         self.item_vectors_ = submit(item_vectors, self._items, self.rank)
         return self
 

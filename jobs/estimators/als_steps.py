@@ -105,18 +105,21 @@ def implicit_step(
     dtype = other.rows.dtype if n_cg_steps else np.dtype(np.float64)
     start = np.zeros((block.shape[0], other.rows.shape[1])) if old is None else old.rows
     indptr, indices, values = _csr(block, dtype)
+    with np.errstate(over="ignore"):  # the fit reports an objective that is not finite
+        weights = alpha * values
     rows, squared_error, penalty_sum = implicit_rows(
         indptr,
         indices,
-        _fixed(alpha * values),
+        _fixed(weights),
         _fixed(other.rows.astype(dtype, copy=False)),
         _fixed(other.gram.astype(dtype, copy=False)),
         penalty,
         _fixed(start.astype(dtype, copy=False)),
         n_cg_steps,
     )
-    rows = rows.astype(other.rows.dtype, copy=False)
-    return HalfStep(rows, rows.T @ rows, squared_error, penalty_sum)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = rows.astype(other.rows.dtype, copy=False)
+        return HalfStep(rows, rows.T @ rows, squared_error, penalty_sum)
 
 
 def joined(steps: Sequence[HalfStep], n_rows: int) -> HalfStep:

@@ -24,6 +24,10 @@ from jobs.readers.tables import Part, read_arrow
 
 _N = "n_rows"
 _SUMS = ("sum", "squares")
+# How large a value may be: what follows for a group from many such values is still a number.
+_LARGEST = {"std": 1e150, "mean": 1e300, "sum": 1e300}
+# Values of which the origin is the median, which no outlier is.
+_N_FOR_ORIGIN = 1_000
 
 
 class Size(NamedTuple):
@@ -39,11 +43,11 @@ class Size(NamedTuple):
 
 
 def origins(part: Part, aggregates: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Return the first finite value of each column of values in a part; 0 where there is none."""
+    """Return the median of the first finite values of each column of values in a part; 0 where there is none."""
     valued = _valued(aggregates)
     table = read_arrow(part, valued, valued)
-    firsts = {name: pc.drop_null(_finite(part, name, table.column(name))[0])[:1].to_pylist() for name in valued}
-    return {name: first[0] if first else 0.0 for name, first in firsts.items()}
+    firsts = {name: pc.drop_null(_finite(part, name, table.column(name))[0])[:_N_FOR_ORIGIN] for name in valued}
+    return {name: sorted(first.to_pylist())[len(first) // 2] if len(first) else 0.0 for name, first in firsts.items()}
 
 
 def partial(
@@ -59,6 +63,7 @@ def partial(
         if name in valued:
             values, n = _finite(part, name, table.column(name))
             n_infinite += n
+            _check_sizes(part, name, values, aggregates[name])
             columns[_seen(name)] = pc.subtract(values, origin[name])
         else:
             values = pc.if_else(pc.is_valid(_joined(table.column(name))), 1.0, None)
@@ -241,6 +246,18 @@ def _finite(part: Part, name: str, column: Any) -> tuple[pa.Array, int]:
     else:
         values = np.asarray(joined.cast(pa.float64()).to_numpy(zero_copy_only=False))
     return pa.array(values, mask=~np.isfinite(values)), int(np.isinf(values).sum())
+
+
+def _check_sizes(part: Part, name: str, values: pa.Array, functions: Sequence[str]) -> None:
+    """Refuse values of which the sum or the squares would be infinite."""
+    most = min((_LARGEST[function] for function in functions if function in _LARGEST), default=np.inf)
+    bounds = pc.min_max(values).as_py().values()
+    for value in bounds:
+        if value is not None and abs(value) > most:
+            raise InputError(
+                f"{part.file.url}: column {name!r} has {value:g}, too large for {' and '.join(functions)}; "
+                "remove such rows or divide the column by a constant"
+            )
 
 
 def _joined(column: Any) -> pa.Array:

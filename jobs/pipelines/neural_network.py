@@ -121,8 +121,7 @@ def evaluate(job: Job, prepared: Prepared, model: Model) -> Evaluation:
     test = prepared.test
     network = job.share(model.network, len(test.X))
     parts = [
-        job.client.submit(_score, *arrays, network, weights, pure=False)
-        for arrays in zip(test.X, test.y, strict=True)
+        job.client.submit(_score, *arrays, network, weights, pure=False) for arrays in zip(test.X, test.y, strict=True)
     ]
     scores: list[Any] = job.wait(parts)
     metrics: dict[str, float | int | str] = {

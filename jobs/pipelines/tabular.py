@@ -230,12 +230,31 @@ def _encoded(
     arrays = [member(part, *name) for part in parts for name in names]
     counts = [dask.delayed(tasks.counts, pure=False)(part) for part in parts]
     futures = job.client.compute([*counts, *arrays], sync=False)
-    sizes = np.array(job.wait(futures[: len(parts)])).T
+    found = job.wait(futures[: len(parts)])
+    sizes = np.array([of_part for of_part, _ in found]).T
+    _check_extremes(job, encoder, target, [extremes for _, extremes in found])
     halves = []
     for place, n in ((0, sizes[0]), (3, sizes[1])):
         X, y, rows = (futures[len(parts) + place + column :: len(names)] for column in range(3))
         halves.append(Half(X, y, rows, n.tolist()))
     return sizes, halves[0], halves[1]
+
+
+def _check_extremes(job: Job, encoder: Encoder, target: Target | None, extremes: Sequence[NDArray[np.float64]]) -> None:
+    """Refuse a value, of whatever row, with which a prediction or its square would not be a number any more."""
+    names = (*encoder.numbers, target.name if target is not None else "")
+    limits = [_LARGEST_SCALED if encoder.is_standardised else _LARGEST] * len(encoder.numbers) + [_LARGEST]
+    for of_part in extremes:
+        for place in np.flatnonzero(np.abs(of_part) > limits).tolist():
+            value = encoder.original(place, of_part[place]) if place < len(encoder.numbers) else of_part[place]
+            raise InputError(
+                f"{job.spec.input.url}: column {names[place]!r} has values too large to square, such as {value:g}; "
+                "scale it down or remove such rows"
+            )
+
+
+# Far below the end of float64, for the squares of sums of products; where a network may see the values, of float32.
+_LARGEST, _LARGEST_SCALED = 1e100, 1e30
 
 
 def _check_unchanged(job: Job, table: Table) -> None:

@@ -60,9 +60,9 @@ def member(part: Encoded, half: str, name: str) -> Any:
     return getattr(getattr(part, half), name)
 
 
-def counts(part: Encoded) -> tuple[int, int, int, int]:
-    """Training rows, test rows, rows dropped, values imputed."""
-    return len(part.train.y), len(part.test.y), part.n_dropped, part.n_imputed
+def counts(part: Encoded) -> tuple[tuple[int, int, int, int], Floats]:
+    """Training rows, test rows, rows dropped, values imputed; and the extremes of columns and target."""
+    return (len(part.train.y), len(part.test.y), part.n_dropped, part.n_imputed), part.extremes
 
 
 def write(

@@ -119,8 +119,7 @@ def prepare(job: Job, loaded: Loaded) -> Prepared:
     job.wait([client.submit(tasks.n_rows, block) for block in weights], unit="blocks")
     shared = job.share(classes, len(train) + len(test))
     targets, test_targets = (
-        [client.submit(tasks.targets, block, shared) for block in blocks] if classes else []
-        for blocks in (train, test)
+        [client.submit(tasks.targets, block, shared) for block in blocks] if classes else [] for blocks in (train, test)
     )
     return Prepared(
         vectorizer=vectorizer,

@@ -293,7 +293,9 @@ def _checked_quotes(part: Part, data: bytes, table: Any) -> Any:
     n_rows, n_lines = len(table), _n_lines(data)
     is_closed = n_rows > 0 and all(column[-1].as_py() == _END for column in table.columns)
     if part.is_cut and (n_rows != n_lines or not is_closed):
-        raise InputError(f"{part.url}: a value in quotes holds a line break, where a part may end; {_in_one_part(part)}")
+        raise InputError(
+            f"{part.url}: a value in quotes holds a line break, where a part may end; {_in_one_part(part)}"
+        )
     if not is_closed:
         raise _open_quote(part)
     return table.slice(0, n_rows - 1)

@@ -93,16 +93,19 @@ class Encoder:
         categories = self.categories.items()
         return [*self.numbers, *(f"{name}={value}" for name, values in categories for value in values[first:])]
 
-    def transform(self, frame: pd.DataFrame) -> tuple[Floats, int]:
-        """Return the matrix (n, p), and how many numbers were imputed."""
+    def transform(self, frame: pd.DataFrame) -> tuple[Floats, int, list[float]]:
+        """Return the matrix (n, p), how many numbers were imputed, and the farthest from zero of each column (q,)."""
         matrix = np.zeros((len(frame), len(self.names)))
         n_imputed = 0
+        extremes = []
         for place, (name, mean, scale) in enumerate(zip(self.numbers, self.means, self.scales, strict=True)):
             values = numbers(frame[name])
             is_usable = np.isfinite(values)
             n_imputed += int(len(values) - is_usable.sum())
             values = np.where(is_usable, values, mean)
-            matrix[:, place] = (values - mean) / scale if self.is_standardised else values
+            values = (values - mean) / scale if self.is_standardised else values
+            extremes.append(_extreme(values))
+            matrix[:, place] = values
         place = len(self.numbers)
         for name, known in self.categories.items():
             shown = list(known[int(self.has_reference) :])
@@ -110,7 +113,11 @@ class Encoder:
             is_known = codes >= 0
             matrix[np.flatnonzero(is_known), place + codes[is_known]] = 1.0
             place += len(shown)
-        return matrix, n_imputed
+        return matrix, n_imputed, extremes
+
+    def original(self, place: int, value: float) -> float:
+        """Return the value of a column of numbers as it stood in the table."""
+        return float(value * self.scales[place] + self.means[place]) if self.is_standardised else value
 
     def document(self) -> dict[str, Any]:
         """Return what somebody else needs to encode rows alike, as JSON."""
@@ -135,12 +142,16 @@ class Half(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A partition as numbers, and what had to be done to it."""
+    """A partition as numbers, and what had to be done to it.
+
+    `extremes` are the values farthest from zero of the matrix's columns of numbers, and then of the target.
+    """
 
     train: Half
     test: Half
     n_dropped: int
     n_imputed: int
+    extremes: Floats
 
 
 def spread(frame: pd.DataFrame, start: int, names: tuple[str, ...], target: Target | None, split: Split) -> Spread:
@@ -177,7 +188,15 @@ def encode(frame: pd.DataFrame, start: int, encoder: Encoder, target: Target | N
     rows = np.arange(start, start + len(frame))
     y = np.zeros(len(frame)) if target is None else target.values(frame)
     kept = ~np.isnan(y)
-    matrix, n_imputed = encoder.transform(frame[kept])
+    matrix, n_imputed, extremes = encoder.transform(frame[kept])
     rows, y = rows[kept], y[kept]
     halves = [Half(np.ascontiguousarray(matrix[chosen]), y[chosen], rows[chosen]) for chosen in split.roles(rows)]
-    return Encoded(halves[0], halves[1], int(len(kept) - kept.sum()), n_imputed)
+    return Encoded(
+        halves[0], halves[1], int(len(kept) - kept.sum()), n_imputed, np.array([*extremes, _extreme(y)], np.float64)
+    )
+
+
+def _extreme(values: Floats) -> float:
+    """Return the value farthest from zero; 0 where there is none."""
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    return high if high >= -low else low

@@ -130,6 +130,8 @@ def test_numbers_and_truth_values_of_parquet_make_groups_too(client: Client, tmp
         ("a,b\n", {"by": ["a"]}, r"no rows below the header"),
         ("a,b\n,1\n", {"by": ["a"], "missing": "drop"}, r"all 1 rows lack a value of params.by"),
         ("a,b\n1,2,3\n", {"by": ["a"]}, r"lines do not fit the header"),
+        ("a,b\n1,2\n1,-1e200\n", {"by": ["a"], "aggregates": {"b": ["std"]}}, r"'b' has -1e\+200, too large for std"),
+        ("a,b\n1,2\n1,1e305\n", {"by": ["a"], "aggregates": {"b": ["sum"]}}, r"'b' has 1e\+305, too large for sum"),
     ],
 )
 def test_bad_input_is_named_with_what_to_do(
@@ -139,6 +141,20 @@ def test_bad_input_is_named_with_what_to_do(
     params.setdefault("aggregates", {})
     with pytest.raises(InputError, match=message):
         run(client, tmp_path / "t.csv", **params)
+
+
+@pytest.mark.parametrize("outlier", [1e17, 1e100, -1e290])
+def test_a_large_first_value_takes_no_digits_from_other_groups(outlier: float, client: Client, tmp_path: Path) -> None:
+    rows = [("a", outlier), *(("b", 0.1 * n) for n in range(100)), ("c", 1e308)]
+    (tmp_path / "t.csv").write_text(
+        "k,v,w\n" + "".join(f"{key},{value if key != 'c' else ''},{value}\n" for key, value in rows)
+    )
+    manifest = run(client, tmp_path / "t.csv", by=["k"], aggregates={"v": ["sum", "mean"], "w": ["min", "max"]})
+    [file] = [each.url for each in manifest.files if each.name.startswith("groups/")]
+    found = pq.read_table(file).to_pandas().set_index("k")
+    assert found.loc["b", ["v_sum", "v_mean"]].tolist() == pytest.approx([495.0, 4.95], rel=1e-12)
+    assert found.loc["a", "v_sum"] == pytest.approx(outlier, rel=1e-12)
+    assert found.loc["c", "w_max"] == 1e308
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -23,7 +24,7 @@ import pytest
 from distributed import Client, Future, LocalCluster, wait
 from scipy import sparse
 
-from jobs import runner, sharing, storage
+from jobs import runner, sharing
 from jobs.estimators import (
     NMF,
     ExplicitALS,
@@ -36,7 +37,8 @@ from jobs.estimators import (
     TfidfVectorizer,
     als,
 )
-from jobs.estimators.blocks import OnWorkers, runner as runner_of
+from jobs.estimators.blocks import OnWorkers
+from jobs.estimators.blocks import runner as runner_of
 from jobs.spec import parse
 from tests.threads import threads
 
@@ -319,3 +321,103 @@ def test_a_model_of_any_size_is_the_same_on_two_workers_as_on_none(
     for found, expected in zip(fit(client=client), fit(client=None), strict=True):
         scale = max(float(np.abs(expected).max()), 1e-300)
         np.testing.assert_allclose(np.asarray(found) / scale, np.asarray(expected) / scale, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_columns", [200, 2_000, 8_000])
+def test_what_is_predicted_later_is_of_its_own_model(n_columns: int, client: Client) -> None:
+    rows = np.concatenate([dense(block, 20, n_columns) for block in range(N_BLOCKS)])
+    y = np.arange(len(rows)) % 10
+    models = [KMeans(10, max_iter=1, init=rows[first : first + 10]).fit(rows) for first in (0, 40)]
+    models += [LogisticRegression(max_iter=1, C=c).fit(sparse.csr_array(rows), y) for c in (1e-3, 1.0)]
+    models += [NMF(10, max_iter=1, seed=seed).fit(np.abs(rows)) for seed in (0, 1)]
+    lazy = da.from_array(np.abs(rows), chunks=(20, -1))
+    later = [model.transform(lazy) if isinstance(model, NMF) else model.predict(lazy) for model in models]
+    for model, found in zip(models, client.gather(client.compute(later)), strict=True):
+        expected = model.transform(np.abs(rows)) if isinstance(model, NMF) else model.predict(np.abs(rows))
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+# --- pipelines: two workers against one ------------------------------------------------------------------------------
+
+
+def put_table(path: Path, n_rows: int, n_columns: int) -> str:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(random.normal(size=(n_rows, n_columns)), columns=[f"c{n}" for n in range(n_columns)])
+    frame["y"] = frame.iloc[:, :3].sum(axis=1) + random.normal(size=n_rows)
+    frame["k"] = [f"key {number % (n_rows // 2)}" for number in range(n_rows)]
+    frame.round(4).to_csv(path / "t.csv", index=False)
+    return str(path / "t.csv")
+
+
+def put_texts(path: Path, n_terms: int) -> str:
+    frame = pd.DataFrame({"text": [text for block in range(N_BLOCKS) for text in documents(block, n_terms)]})
+    frame["label"] = [f"class {number % 3}" for number in range(len(frame))]
+    frame.to_csv(path / "t.csv", index=False)
+    return str(path / "t.csv")
+
+
+def put_ratings(path: Path, n_items: int) -> str:
+    pairs = np.random.default_rng(0).choice(300 * n_items, 5 * n_items, replace=False)
+    frame = pd.DataFrame({"user_id": pairs % 300, "item_id": pairs // 300, "rating": pairs % 5 + 1})
+    frame.to_csv(path / "t.csv", index=False)
+    return str(path / "t.csv")
+
+
+JOBS: dict[str, tuple[str, Callable[[Path], str], dict[str, Any]]] = {
+    "kmeans, 100 × 74": (
+        "kmeans",
+        partial(put_table, n_rows=400, n_columns=74),
+        {"n_clusters": 100, "n_init": 1, "max_iter": 2, "drop": ["k", "y"]},
+    ),
+    "kmeans, 10 × 1,500": (
+        "kmeans",
+        partial(put_table, n_rows=40, n_columns=1_500),
+        {"n_clusters": 10, "n_init": 1, "max_iter": 2, "drop": ["k", "y"]},
+    ),
+    "text_mining, 14,000 terms": (
+        "text_mining",
+        partial(put_texts, n_terms=14_000),
+        {"label_column": "label", "n_topics": 3, "topic_iterations": 2, "max_iter": 2, "partition_mib": 0.1},
+    ),
+    "recommender, 3,000 items": (
+        "recommender",
+        partial(put_ratings, n_items=3_000),
+        {"rank": 8, "n_iterations": 2, "partition_bytes": 65_536},
+    ),
+    "linear_regression, 300 columns": (
+        "linear_regression",
+        partial(put_table, n_rows=800, n_columns=300),
+        {"target": "y", "drop": ["k"]},
+    ),
+    "neural_network, 300 × 500": (
+        "neural_network",
+        partial(put_table, n_rows=300, n_columns=300),
+        {"target": "y", "drop": ["k"], "hidden": [500], "epochs": 1},
+    ),
+    "group_by, 10,000 groups": (
+        "group_by",
+        partial(put_table, n_rows=20_000, n_columns=5),
+        {"by": ["k"], "aggregates": {"c0": ["mean", "std"], "c1": ["sum"], "y": ["max"]}},
+    ),
+}
+# What tells how a job ran, not what it found.
+HOW = {"rows_per_s", "goodput", "world_size"}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_wide_job_is_the_same_on_two_workers_as_on_one(name: str, client: Client, tmp_path: Path) -> None:
+    pipeline, put, params = JOBS[name]
+    if pipeline in ("kmeans", "linear_regression", "neural_network", "group_by"):
+        params = {**params, "blocksize_mb": 0.4}
+    url = put(tmp_path)
+
+    def metrics(number: int, client: Client) -> dict[str, Any]:
+        job = {"pipeline": pipeline, "input": url, "output": str(tmp_path / f"runs{number}"), "params": params}
+        return dict(runner.run(parse(job), client=client).manifest.metrics)
+
+    found = metrics(2, client)
+    with threads(1) as alone:
+        expected = metrics(1, alone)
+    assert found.keys() == expected.keys()
+    for each in found.keys() - HOW:
+        assert found[each] == pytest.approx(expected[each], rel=1e-7, abs=1e-9), each

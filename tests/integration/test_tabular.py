@@ -260,3 +260,19 @@ def test_bad_input_is_named_and_leaves_no_run(
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
     assert not [each for each in (tmp_path / "runs").rglob("*") if each.is_file()]
+
+
+@pytest.mark.parametrize("column", ["x", "y"])
+@pytest.mark.parametrize("pipeline", ["linear_regression", "neural_network"])
+def test_a_value_too_large_to_square_is_refused_in_whatever_row(
+    pipeline: str, column: str, client: Client, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"x": random.normal(size=50), "y": random.normal(size=50)})
+    table["x"] += table["y"]
+    for row, value in [(row, 1e200) for row in range(10)] + [(1, -1e120), (1, 1e160), (1, -1.7e308)]:
+        spoilt = table.copy()
+        spoilt.loc[row, column] = value
+        spoilt.to_csv(tmp_path / "t.csv", index=False)
+        with pytest.raises(InputError, match=rf"t\.csv: column '{column}' has values too large to square.*; scale it"):
+            run(client, pipeline, tmp_path / "t.csv", target="y")

@@ -233,3 +233,20 @@ def test_values_that_cannot_be_fitted_are_refused(model: Any, values: list[float
     matrix = scipy.sparse.csr_matrix((np.array(values), (at, at)), shape=(3, 3))
     with pytest.raises(ValueError, match=message):
         copy_of(model).fit(matrix)
+
+
+@pytest.mark.parametrize(
+    ("model", "value", "dtype"),
+    [
+        (ExplicitALS(RANK), 1e200, np.float64),
+        (ExplicitALS(RANK), -1e200, np.float64),
+        (ImplicitALS(RANK), 1e200, np.float64),
+        (ImplicitALS(RANK), 1e12, np.float32),
+        (ImplicitALS(RANK), 3e38, np.float32),
+    ],
+)
+def test_values_that_overflow_are_refused(model: Any, value: float, dtype: type, ratings: Any) -> None:
+    spoilt = ratings.astype(dtype)
+    spoilt.data[5] = value
+    with pytest.raises(ValueError, match=r"interactions: values of up to .*divide them"):
+        copy_of(model, n_iterations=5).fit(spoilt)
