@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from jobs.preflight import committed_of, of_this_spec, refuse_memory
 from jobs.report import html
 from jobs.spec import JobSpec
 from jobs.telling import Telling
+from jobs.temporary import held_folder
 from jobs.tuning.report import tuning_sections
 from jobs.tuning.trials import remove_records, tuned
 
@@ -120,8 +120,8 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
     job.write_json("spec.json", spec.model_dump(mode="json"))
     give_freed_memory_back(client)
     watch = MemoryWatch(client)
-    with tempfile.TemporaryDirectory(prefix="daskyard-") as folder:
-        dask_report = Path(folder) / "dask-report.html"
+    with held_folder("run") as folder:
+        dask_report = folder / "dask-report.html"
         report = performance_report(filename=str(dask_report), mode="inline")
         report.__enter__()
         if spec.tune is not None:

@@ -19,11 +19,11 @@ import threading
 import time
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store  # torch.distributed hides its type
 
 _NONCE_BYTES = 32
 _PROOF_BYTES = 32
-# A member proves itself in a moment. A stranger may stay for so long, and of strangers so many; then the first one goes.
+# A member proves itself in a moment. A stranger may stay for so long; of more than so many the first one has to go.
 _PROOF_TIMEOUT_S = 10.0
 _MAX_STRANGERS = 64
 _BACKLOG = 256
@@ -145,7 +145,7 @@ class MeetingPlace:
                     return _NUMBER.pack(len(self._values))
 
 
-class MeetingStore(dist.Store):
+class MeetingStore(Store):
     """A member's connection to a place, as torch wants it.
 
     Whoever hands it to torch keeps it too: what torch holds is not this object, but one that asks it.
@@ -164,7 +164,7 @@ class MeetingStore(dist.Store):
 
     Notes
     -----
-    Each method raises RuntimeError, as torch's own stores do, when the place is lost or what is waited for does not come.
+    Each method raises RuntimeError, as torch's own stores do, when the place is lost or a value does not come in time.
     """
 
     def __init__(self, host: str, port: int, key: str, timeout_s: float) -> None:

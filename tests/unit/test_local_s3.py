@@ -28,7 +28,7 @@ def processes_that_mention(text: str) -> list[int]:
 
 
 def command_lines() -> str:
-    return "\n".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_that_mention("daskyard-s3-"))
+    return "\n".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_that_mention("daskyard-held-s3-"))
 
 
 @pytest.fixture
