@@ -86,10 +86,11 @@ def held_file(folder: Path) -> Iterator[tuple[BinaryIO, Path]]:
 def _made(what: str, parent: Path) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{what}-", dir=parent))
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        if _hold(lock, folder):
-            return folder, lock
-        os.close(lock)
+        with contextlib.suppress(FileNotFoundError):  # another process took it for left behind already
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            if _hold(lock, folder):
+                return folder, lock
+            os.close(lock)
 
 
 def _hold(handle: int, path: Path) -> bool:
