@@ -265,9 +265,9 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def main() -> int:
-    """Run a command beside a server with a bucket `demo`: ``python -m jobs.local_s3 FOLDER COMMAND…``."""
+    """Run a command beside a server with a bucket `demo`: ``python -P -m jobs.local_s3 FOLDER COMMAND…``."""
     if len(sys.argv) < 3:
-        sys.stderr.write("usage: python -m jobs.local_s3 FOLDER COMMAND [ARGUMENT]...\n")
+        sys.stderr.write("usage: python -P -m jobs.local_s3 FOLDER COMMAND [ARGUMENT]...\n")
         return 2
     try:
         with LocalS3(sys.argv[1]) as s3:
