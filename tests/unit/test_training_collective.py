@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,7 +169,7 @@ STRANGER = """
             print("refused")
             continue
         try:
-            store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2))
+            store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=1))
             store.set("filled", b"x" * (1 << 20))
             for generation in range(1, 4):
                 PrefixStore(f"meeting-{generation}", store).add("arrived", 1)
@@ -193,6 +197,39 @@ def test_another_user_gets_nothing_into_a_meeting_nor_through_another_interface(
     with ThreadPoolExecutor(3) as pool:
         for generation in range(1, 4):
             assert meet(pool, Form(generation, peers_of(places))) == [[0, 1], [0, 1]]
+
+
+# In a network of its own, with a second interface, a process like a rank's, and a stranger at each of its addresses.
+ELSEWHERE = """
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    from jobs.training.meeting import MeetingPlace
+    from tests.unit.test_training_collective import stranger_at
+
+    lo, other = MeetingPlace("127.0.0.1"), MeetingPlace("192.0.2.7")
+    print(stranger_at("192.0.2.7", lo.port), stranger_at("127.0.0.1", other.port))
+    print(stranger_at("192.0.2.7", other.port))
+    print(lo._values, other._values)
+"""
+
+
+def test_another_user_is_refused_through_another_interface() -> None:
+    network = (
+        "ip link set lo up && ip link add other0 type veth peer name other1 && "
+        "ip address add 192.0.2.7/24 dev other0 && ip link set other0 up"
+    )
+    try:
+        subprocess.run(["unshare", "--net", "sh", "-c", network], check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs root, unshare and ip, to make a network with a second interface ({error})")
+    root = str(Path(__file__).parents[2])
+    inside = ["sh", "-c", f'{network} && exec "$0" "$@"', sys.executable, "-c", textwrap.dedent(ELSEWHERE), root]
+    done = subprocess.run(["unshare", "--net", *inside], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    refused, open_, values = done.stdout.splitlines()
+    assert refused == "['refused'] ['refused']"
+    assert open_.startswith("['open, but ")
+    assert values == "{} {}"
 
 
 def test_a_rank_listens_on_its_own_address_alone(places: tuple[MeetingPlace, MeetingPlace]) -> None:
