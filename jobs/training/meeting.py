@@ -21,6 +21,8 @@ from datetime import timedelta
 
 from torch._C._distributed_c10d import Store  # torch.distributed hides its type
 
+from jobs.errors import SpecError
+
 _NONCE_BYTES = 32
 _PROOF_BYTES = 32
 # A member proves itself in a moment. A stranger may stay for so long; of more than so many the first one has to go.
@@ -52,12 +54,23 @@ class MeetingPlace:
     ----------
     host
         An address of this machine, the only one that it listens on.
+
+    Raises
+    ------
+    SpecError
+        When it is none.
     """
 
     def __init__(self, host: str) -> None:
         self.host, self.key = host, secrets.token_hex(32)
-        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
-        self._listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
+        try:
+            family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+            self._listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            raise SpecError(
+                f"training: {host}, the address of a worker, is none of its machine's ({error}); start workers without "
+                "--contact-address, or with an address of their own"
+            ) from error
         self.port = int(self._listener.getsockname()[1])
         self._values: dict[bytes, bytes] = {}
         self._changed = threading.Condition()
@@ -87,7 +100,12 @@ class MeetingPlace:
             for stranger in surplus:
                 with contextlib.suppress(OSError):
                     stranger.shutdown(socket.SHUT_RDWR)
-            threading.Thread(target=self._serve, args=(connection,), name="member", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), name="member", daemon=True).start()
+            except RuntimeError:  # no room for a thread: who was turned away tries again
+                connection.close()
+                with self._changed:
+                    del self._strangers[connection]
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, ValueError):

@@ -17,6 +17,7 @@ import jobs
 
 # What stays for the next run to use, and is of one size however many runs there were.
 KEPT = ("daskyard-shards-", "daskyard-workers-", "dask-scratch-space")
+OF_DASK = ("worker-", "nanny-", "scheduler-")
 DEADLINE_S = 120.0
 
 
@@ -26,7 +27,7 @@ def left_in(folder: Path) -> list[str]:
     return sorted(
         str(path)
         for path in found
-        if not path.parts[0].startswith(KEPT) or (not path.name.endswith(".lock") and "worker-" in str(path.name)[:15])
+        if not path.parts[0].startswith(KEPT) or (path.name.startswith(OF_DASK) and path.suffix != ".lock")
     )
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch._C._distributed_c10d import PrefixStore
 
+from jobs.errors import SpecError
 from jobs.training import meeting
 from jobs.training.collective import CollectiveError, Form, Group, Peer
 from jobs.training.meeting import MeetingPlace, MeetingStore
@@ -95,6 +96,21 @@ def test_a_store_does_what_torch_asks_of_one(places: tuple[MeetingPlace, Meeting
         waiting = pool.submit(other.wait, ["late"], timedelta(seconds=30))
         store.set("late", b"")
         waiting.result(SOON_S)
+
+
+def test_an_address_of_another_machine_is_refused_with_the_remedy() -> None:
+    with pytest.raises(SpecError, match=r"192\.0\.2\.1, the address of a worker, is none .*; start workers without"):
+        MeetingPlace("192.0.2.1")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_members_meet_over_ipv6_as_well() -> None:
+    try:
+        place = MeetingPlace("::1")
+    except SpecError as error:
+        pytest.skip(f"needs IPv6 on loopback ({error})")
+    assert reached(place).add("n", 1) == 1
+    place.close()
 
 
 def test_a_store_that_is_lost_is_said_as_torch_says_it() -> None:
