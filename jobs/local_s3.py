@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from jobs import local_s3_guard
 from jobs.environment import restored
 from jobs.errors import DaskyardError, StorageError
 from jobs.local_s3_walls import write_private, write_security
+from jobs.temporary import add_elsewhere, held_folder
 
 START_S = 60.0
 STOP_S = 10.0
@@ -112,7 +112,7 @@ class LocalS3:
     def __enter__(self) -> LocalS3:
         """Start the server and wait until it answers."""
         with contextlib.ExitStack() as stack:
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="daskyard-s3-")))
+            work = stack.enter_context(held_folder("s3"))
             data = work / "data" if self.folder is None else Path(self.folder)
             data.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._start(stack, work, data)
@@ -134,6 +134,7 @@ class LocalS3:
             ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
             self._port = ports["s3.port"]
             sockets = [f"/tmp/seaweedfs-{name.split('.')[0]}-grpc-{port}.sock" for name, port in ports.items()]
+            add_elsewhere(work, sockets)
             with contextlib.ExitStack() as attempt:
                 command = self._configure(work, data, ports)
                 server = attempt.enter_context(_running(command, log, [str(work), *sockets]))
@@ -264,9 +265,9 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def main() -> int:
-    """Run a command beside a server with a bucket `demo`: ``python -m jobs.local_s3 FOLDER COMMAND…``."""
+    """Run a command beside a server with a bucket `demo`: ``python -P -m jobs.local_s3 FOLDER COMMAND…``."""
     if len(sys.argv) < 3:
-        sys.stderr.write("usage: python -m jobs.local_s3 FOLDER COMMAND [ARGUMENT]...\n")
+        sys.stderr.write("usage: python -P -m jobs.local_s3 FOLDER COMMAND [ARGUMENT]...\n")
         return 2
     try:
         with LocalS3(sys.argv[1]) as s3:

@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from jobs.spec import JobSpec
 from jobs.stall_watch import watched
 from jobs.storage_limits import limit_storage_of_workers
 from jobs.telling import Telling
+from jobs.temporary import held_folder
 from jobs.tuning.report import tuning_sections
 from jobs.tuning.trials import remove_records, tuned
 
@@ -155,8 +155,8 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
     give_freed_memory_back(client)
     limit_storage_of_workers(client, spec.storage.stall_seconds)
     watch = MemoryWatch(client)
-    with tempfile.TemporaryDirectory(prefix="daskyard-") as folder:
-        dask_report = Path(folder) / "dask-report.html"
+    with held_folder("run") as folder:
+        dask_report = folder / "dask-report.html"
         report = performance_report(filename=str(dask_report), mode="inline")
         report.__enter__()
         if spec.tune is not None:

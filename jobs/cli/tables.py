@@ -128,7 +128,7 @@ def demo(console: Console, outcome: Outcome) -> None:
     if outcome.keep:
         line(console, f"Kept in {outcome.keep}; the reports, for a browser, in {outcome.keep / 'reports'}")
         line(console, "Next: a command beside that S3 server, such as")
-        line(console, f"  python -m jobs.local_s3 {outcome.keep / 's3'} daskyard show {_first_url(outcome)}")
+        line(console, f"  python -P -m jobs.local_s3 {outcome.keep / 's3'} daskyard show {_first_url(outcome)}")
     else:
         line(console, "Next:")
         line(console, "  daskyard demo --keep DIR   the same, and keep data, runs and reports")

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from jobs.datasets.catalogue import find
 from jobs.datasets.sources import Folder
 from jobs.errors import DaskyardError, InputError, StorageError
 from jobs.listener import Listener
+from jobs.temporary import held_folder
 
 DATA_DIR = "DASKYARD_DATA_DIR"
 INDEX = "index.json"
@@ -68,8 +68,8 @@ def _local(dataset: Dataset, listener: Listener) -> Iterator[Path]:
     given = _given(dataset, Path(data_dir)) if data_dir else None
     if data_dir and given is not None:
         listener.message(f"{dataset.name}: {', '.join(given)} from {data_dir} ({DATA_DIR})")
-        with tempfile.TemporaryDirectory(prefix="daskyard-data-") as work:
-            source, target = _two_folders(Path(work))
+        with held_folder("data") as work:
+            source, target = _two_folders(work)
             Folder(Path(data_dir)).get(list(given), source, listener)
             _check_all(source, given)
             (dataset.convert if given is dataset.files else convert.copy)(source, target)
@@ -110,8 +110,8 @@ def _is_whole(folder: Path) -> bool:
 def _fill(dataset: Dataset, cached: Path, listener: Listener) -> None:
     cached.parent.mkdir(parents=True, exist_ok=True)
     # Beside its place, so that the last step is one rename: the cache has all of a data set or nothing.
-    with tempfile.TemporaryDirectory(dir=cached.parent, prefix=f".{dataset.name}-") as work:
-        source, target = _two_folders(Path(work))
+    with held_folder(dataset.name, cached.parent) as work:
+        source, target = _two_folders(work)
         _download(dataset, source, listener)
         _check_all(source, dataset.files)
         dataset.convert(source, target)
@@ -121,7 +121,7 @@ def _fill(dataset: Dataset, cached: Path, listener: Listener) -> None:
         if _is_whole(cached):
             return
         if cached.exists():
-            cached.rename(Path(work) / "damaged")
+            cached.rename(work / "damaged")
         try:
             target.rename(cached)
         except OSError:

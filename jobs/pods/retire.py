@@ -1,4 +1,6 @@
-"""Retires the worker of this pod before it is stopped: ``python -m jobs.pods.retire``, the pod's preStop hook.
+"""Retires the worker of this pod before it is stopped: ``python -P -m jobs.pods.retire``, the pod's preStop hook.
+
+Without -P, Python would look for `jobs` in the pod's working folder first.
 
 The worker begins nothing more; what it is computing ends; its results move to other workers; then the scheduler
 forgets it. So nothing is computed twice, and the next pod may take the name.
@@ -33,7 +35,7 @@ class _NothingToSaveError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Retire the worker that the environment names; print one line about it and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.pods.retire", description="Retire this pod's worker.")
+    parser = argparse.ArgumentParser(prog="python -P -m jobs.pods.retire", description="Retire this pod's worker.")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="deadline; by default 60")
     deadline = time.monotonic() + parser.parse_args(arguments).timeout
     address, name = os.environ.get("DASK_SCHEDULER_ADDRESS"), os.environ.get("DASK_WORKER_NAME")

@@ -43,7 +43,7 @@ class CollectiveError(RuntimeError):
 
 @dataclass(frozen=True)
 class Peer:
-    """A member as others see it: who, where they meet it and by which key, and its GPU (None: it computes on the CPU)."""
+    """A member as others see it: who, where they meet it and with which key, and its GPU (None: it has none)."""
 
     member: str
     host: str

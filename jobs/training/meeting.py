@@ -19,11 +19,13 @@ import threading
 import time
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store  # torch.distributed hides its type
+
+from jobs.errors import SpecError
 
 _NONCE_BYTES = 32
 _PROOF_BYTES = 32
-# A member proves itself in a moment. A stranger may stay for so long, and of strangers so many; then the first one goes.
+# A member proves itself in a moment. A stranger may stay for so long; of more than so many the first one has to go.
 _PROOF_TIMEOUT_S = 10.0
 _MAX_STRANGERS = 64
 _BACKLOG = 256
@@ -52,12 +54,23 @@ class MeetingPlace:
     ----------
     host
         An address of this machine, the only one that it listens on.
+
+    Raises
+    ------
+    SpecError
+        When it is none.
     """
 
     def __init__(self, host: str) -> None:
         self.host, self.key = host, secrets.token_hex(32)
-        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
-        self._listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
+        try:
+            family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+            self._listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            raise SpecError(
+                f"training: {host}, the address of a worker, is none of its machine's ({error}); start workers without "
+                "--contact-address, or with an address of their own"
+            ) from error
         self.port = int(self._listener.getsockname()[1])
         self._values: dict[bytes, bytes] = {}
         self._changed = threading.Condition()
@@ -87,7 +100,12 @@ class MeetingPlace:
             for stranger in surplus:
                 with contextlib.suppress(OSError):
                     stranger.shutdown(socket.SHUT_RDWR)
-            threading.Thread(target=self._serve, args=(connection,), name="member", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), name="member", daemon=True).start()
+            except RuntimeError:  # no room for a thread: who was turned away tries again
+                connection.close()
+                with self._changed:
+                    del self._strangers[connection]
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, ValueError):
@@ -145,7 +163,7 @@ class MeetingPlace:
                     return _NUMBER.pack(len(self._values))
 
 
-class MeetingStore(dist.Store):
+class MeetingStore(Store):
     """A member's connection to a place, as torch wants it.
 
     Whoever hands it to torch keeps it too: what torch holds is not this object, but one that asks it.
@@ -164,7 +182,7 @@ class MeetingStore(dist.Store):
 
     Notes
     -----
-    Each method raises RuntimeError, as torch's own stores do, when the place is lost or what is waited for does not come.
+    Each method raises RuntimeError, as torch's own stores do, when the place is lost or a value does not come in time.
     """
 
     def __init__(self, host: str, port: int, key: str, timeout_s: float) -> None:

@@ -18,11 +18,14 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import dask
 import fsspec.config
 
+import jobs
 from jobs.errors import WorkersLostError
 
 # The server has to import torch, which a slow disk can make last.
@@ -131,6 +134,17 @@ def _search_path() -> tuple[str, ...]:
     return tuple(path or os.getcwd() for path in sys.path)
 
 
+def _path_to_ours() -> tuple[str, ...]:
+    """Return the search path, with our own package before another `jobs` on it.
+
+    This process may have imported ours before its working folder was another one.
+    """
+    path, ours = _search_path(), Path(jobs.__file__).resolve()
+    found = PathFinder.find_spec(jobs.__name__, path)
+    is_ours = found is not None and found.origin is not None and Path(found.origin).resolve() == ours
+    return path if is_ours else (str(ours.parent.parent), *path)
+
+
 @atexit.register
 def _end_server() -> None:
     if _server is not None:
@@ -145,9 +159,10 @@ class _Server:
         self._socket.settimeout(_START_TIMEOUT_S)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jobs.training.rank_server", str(theirs.fileno())],
+                # -P: the working folder may have a `jobs` of its own, or a file with the name of any module.
+                [sys.executable, "-P", "-m", "jobs.training.rank_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**_LOG, **os.environ, **_MEMORY, **_CUDA, "PYTHONPATH": os.pathsep.join(_search_path())},
+                env={**_LOG, **os.environ, **_MEMORY, **_CUDA, "PYTHONPATH": os.pathsep.join(_path_to_ours())},
                 start_new_session=True,  # Ctrl-C is for the driver, which ends its ranks in order
             )
 

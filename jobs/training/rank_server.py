@@ -1,4 +1,4 @@
-"""The server that forks rank processes: `python -m jobs.training.rank_server FD`. Started by processes.
+"""The server that forks rank processes: `python -P -m jobs.training.rank_server FD`, started by processes.
 
 It has one thread, so that a fork copies no lock that another thread holds, and it runs nothing of torch, only imports
 it. Requests come one at a time: `fork MODULE…`, with a socket for the new process, answered by its process id, and
@@ -74,7 +74,7 @@ def _fork(control: socket.socket, fd: int) -> int:
         if torch.cuda._is_in_bad_fork():
             # A module of the model's used CUDA as it was imported, and no fork can after that: import all anew.
             os.set_inheritable(fd, True)
-            os.execv(sys.executable, [sys.executable, "-m", rank_process.__name__, str(fd)])
+            os.execv(sys.executable, [sys.executable, "-P", "-m", rank_process.__name__, str(fd)])
         rank_process.main(Connection(fd))
     finally:
         os._exit(1)

@@ -7,12 +7,12 @@ cache of their machine, under its SHA-256, and map it into memory: ranks of one 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import os
-import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from jobs import storage
 from jobs.errors import InputError, StorageError, StorageMissingError
+from jobs.temporary import held_file
 
 Array = NDArray[Any]
 
@@ -233,16 +234,13 @@ def _fetched(url: str, info: ShardInfo, folder: Path) -> Path:
     # Storage may answer a range that is not there in many ways; a size is a size.
     if storage.size_of(url) == info.size:
         for _ in range(_N_FETCHES):
-            handle, name = tempfile.mkstemp(dir=folder)
-            try:
-                with os.fdopen(handle, "wb") as copy:
-                    for start in range(0, info.size, _BLOCK_BYTES):
-                        copy.write(storage.read_bytes(url, start, min(start + _BLOCK_BYTES, info.size)))
-                if _sha256(Path(name)) == info.sha256:
-                    os.replace(name, path)
+            with held_file(folder) as (copy, unfinished):
+                for start in range(0, info.size, _BLOCK_BYTES):
+                    copy.write(storage.read_bytes(url, start, min(start + _BLOCK_BYTES, info.size)))
+                copy.flush()
+                if _sha256(unfinished) == info.sha256:
+                    unfinished.replace(path)
                     return path
-            finally:
-                Path(name).unlink(missing_ok=True)
     raise DamagedShardError(f"{url}: content differs from its index; remove the folder and run the job again")
 
 
@@ -252,16 +250,36 @@ def _sha256(path: Path) -> str:
 
 
 def _cache_folder() -> Path:
-    """Return this user's folder of cached shards, without those that nobody used for a week."""
+    """Return this user's folder of cached shards, without those that nobody used for a week.
+
+    Everybody may write where it lies. Where somebody else took its name, another folder is found or made.
+    """
     base = Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir())
-    folder = base / f"daskyard-shards-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
-        raise StorageError(f"{folder}: belongs to somebody else; set Dask's temporary-directory to another place")
+    name = f"daskyard-shards-{os.geteuid()}"
+    base.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (base / name).mkdir(mode=0o700)
+    folder = next(filter(_is_ours, [base / name, *sorted(base.glob(f"{name}-*"))]), None)
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=base))
     for path in _unused_since(folder, time.time() - _UNUSED_DAYS * 86400):
         path.unlink(missing_ok=True)
     return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it is a folder of this user's, no link to one; then nobody else can write into it any more."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        if os.fstat(handle).st_uid != os.geteuid():
+            return False
+        os.fchmod(handle, 0o700)
+        return True
+    finally:
+        os.close(handle)
 
 
 def _unused_since(folder: Path, moment: float) -> Iterator[Path]:

@@ -235,7 +235,8 @@ def workers_leave_in_order(pod: Pod) -> Iterator[str]:
     if pod.component != "worker":
         return
     (container,) = pod.spec["containers"]
-    if container.get("lifecycle", {}).get("preStop") != {"exec": {"command": ["python", "-m", "jobs.pods.retire"]}}:
+    hook = {"exec": {"command": ["python", "-P", "-m", "jobs.pods.retire"]}}
+    if container.get("lifecycle", {}).get("preStop") != hook:
         yield "lifecycle.preStop"
     if pod.spec.get("terminationGracePeriodSeconds", 30) < 60:
         yield "terminationGracePeriodSeconds"

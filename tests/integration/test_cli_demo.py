@@ -53,9 +53,9 @@ def test_the_demo_goes_on_after_a_failure_falls_back_to_other_images_and_keeps_w
     assert len(line) <= 80
     (run_url,) = [line for line in table.splitlines() if line.startswith("s3://demo/runs/")]
     assert [path.name for path in (keep / "reports").iterdir()] == [run_url.rsplit("/", 1)[1] + ".html"]
-    assert f"python -m jobs.local_s3 {keep}/s3 daskyard show {run_url}" in table
+    assert f"python -P -m jobs.local_s3 {keep}/s3 daskyard show {run_url}" in table
 
-    command = [sys.executable, "-m", "jobs.local_s3", str(keep / "s3"), sys.executable, "-m", "jobs.cli", "show"]
+    command = [sys.executable, "-P", "-m", "jobs.local_s3", str(keep / "s3"), sys.executable, "-m", "jobs.cli", "show"]
     shown = subprocess.run([*command, run_url], capture_output=True, text=True, timeout=60, check=True)
     assert "image_classification" in shown.stdout
 

@@ -30,6 +30,7 @@ from jobs.training.trainer import Trainer, TrainResult
 from tests.integration import counted
 from tests.integration.counted import N, Numbers, assert_each_was_counted_once, counting_loss
 from tests.processes import Processes
+from tests.strangers import listeners_of
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +179,16 @@ def test_a_rank_that_hangs_is_killed_and_done_without(
     assert_same(result, undisturbed)
     [lost] = [change for change in result.timeline if change.kind == "lost"]
     assert "hung for 3 s" in lost.why
+
+
+def test_ranks_listen_on_loopback_alone_where_their_workers_do(client: Client, workers: list[int]) -> None:
+    listening: dict[int, set[str]] = {}
+
+    def look() -> None:
+        listening.update({pid: {address for address, _ in listeners_of(pid)} for pid in ranks(workers)})
+
+    TRAINER.fit(client, on_change=when_committed(look))
+    assert list(listening.values()) == [{"127.0.0.1"}] * 3  # with the store where they meet, and gloo
 
 
 def test_a_rank_that_is_told_to_leave_finishes_its_step(

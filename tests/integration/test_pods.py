@@ -48,7 +48,7 @@ def retire(address: str, name: str = LEAVING, timeout_s: float = 30.0) -> tuple[
     environment = os.environ | {"DASK_SCHEDULER_ADDRESS": address, "DASK_WORKER_NAME": name}
     start = time.monotonic()
     result = subprocess.run(
-        [sys.executable, "-m", "jobs.pods.retire", "--timeout", str(timeout_s)],
+        [sys.executable, "-P", "-m", "jobs.pods.retire", "--timeout", str(timeout_s)],
         env=environment,
         capture_output=True,
         text=True,

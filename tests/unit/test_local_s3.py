@@ -28,7 +28,7 @@ def processes_that_mention(text: str) -> list[int]:
 
 
 def command_lines() -> str:
-    return "\n".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_that_mention("daskyard-s3-"))
+    return "\n".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_that_mention("daskyard-held-s3-"))
 
 
 @pytest.fixture
@@ -138,5 +138,5 @@ def test_a_killed_parent_leaves_neither_server_nor_folder(tmp_path):
 
 def test_a_command_beside_the_server_finds_it(tmp_path):
     code = "import s3fs; print(s3fs.S3FileSystem().ls(''))"
-    command = [sys.executable, "-m", "jobs.local_s3", str(tmp_path), sys.executable, "-c", code]
+    command = [sys.executable, "-P", "-m", "jobs.local_s3", str(tmp_path), sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "['demo']\n"

@@ -43,10 +43,11 @@ STRANGER = """
     def text(field, value):
         return bytes([field << 3 | 2, len(value)]) + value.encode()
 
+    RUNS = text(1, "/buckets/demo/runs")
     CALLS = [
-        ("/filer_pb.SeaweedFiler/LookupDirectoryEntry", text(1, "/buckets/demo/runs") + text(2, "manifest.json")),
-        ("/filer_pb.SeaweedFiler/ListEntries", text(1, "/buckets/demo/runs")),
-        ("/filer_pb.SeaweedFiler/DeleteEntry", text(1, "/buckets/demo/runs") + text(2, "manifest.json") + b"\\x20\\x01"),
+        ("/filer_pb.SeaweedFiler/LookupDirectoryEntry", RUNS + text(2, "manifest.json")),
+        ("/filer_pb.SeaweedFiler/ListEntries", RUNS),
+        ("/filer_pb.SeaweedFiler/DeleteEntry", RUNS + text(2, "manifest.json") + b"\\x20\\x01"),
         ("/master_pb.Seaweed/VolumeList", b""),
         ("/master_pb.Seaweed/CollectionDelete", text(1, "demo")),
     ]
@@ -81,7 +82,7 @@ STRANGER = """
                     try:
                         connection = reach(place)
                         with encrypted(connection) if is_encrypted else connection as connection:
-                            request = f"{method} {page} HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n"
+                            request = f"{method} {page} HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n"
                             connection.sendall(request.encode())
                             answer = b""
                             while part := connection.recv(65536):

@@ -7,12 +7,15 @@ import pickle
 import signal
 import sys
 import time
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import dask
 import pytest
 
+import jobs
 from benchmarks.faults import ranks
+from jobs.training import processes
 from jobs.training.processes import Surroundings, fork_rank, modules_in
 from tests.unit import test_training_membership
 
@@ -65,3 +68,17 @@ def test_surroundings_are_those_of_now(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert here.environment["DASKYARD_TEST_OF_NOW"] == "secret"
     assert here.search_path == tuple(sys.path)
     assert here.temporary_directory == str(tmp_path)
+
+
+def test_a_server_finds_our_package_where_the_working_folder_has_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").write_text("raise RuntimeError('somebody else')")
+    monkeypatch.setattr("sys.path", ["", *sys.path])  # as in a notebook, which changes its folder
+    monkeypatch.chdir(tmp_path)
+    path = processes._path_to_ours()
+    found = PathFinder.find_spec("jobs", path)
+    assert found is not None
+    assert found.origin == jobs.__file__
+    assert path[1:] == processes._search_path()

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import dask
@@ -11,7 +17,8 @@ import pytest
 
 from jobs import storage
 from jobs.errors import InputError, StorageError, StorageMissingError
-from jobs.training.shards import Shards, commit_index, damage_of, write_shard
+from jobs.training.shards import Shards, _open, commit_index, damage_of, write_shard
+from tests.strangers import NOBODY
 
 RNG = np.random.default_rng(1)
 SIZES = (5, 1, 8)
@@ -173,3 +180,68 @@ def test_damage_in_storage_is_found_though_this_machine_has_a_copy(tmp_path: Pat
     found = [damage_of(url, info) for info in shards.infos]
     assert [each is None for each in found] == [True, False, True]
     assert "00001.raw" in str(found[1])
+
+
+def give_to_a_stranger(path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root, to give a folder to another user")
+    os.lchown(path, NOBODY, NOBODY)
+
+
+@pytest.mark.parametrize("taken_by", ["folder", "closed folder", "link", "dangling link", "file", "link to ours"])
+def test_a_stranger_who_takes_the_name_of_the_cache_blocks_nothing(tmp_path: Path, taken_by: str) -> None:
+    arrays = written(str(tmp_path / "shards"))
+    (tmp_path / "cache").mkdir(mode=0o777)
+    (tmp_path / "cache").chmod(0o1777)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    for suffix in ("", "-0", "-zzz"):  # and those of the folders that are taken instead
+        taken = tmp_path / "cache" / f"daskyard-shards-{os.geteuid()}{suffix}"
+        match taken_by:
+            case "folder" | "closed folder":
+                taken.mkdir(mode=0o777 if taken_by == "folder" else 0o700)
+            case "link" | "link to ours":
+                taken.symlink_to(elsewhere)
+            case "dangling link":
+                taken.symlink_to(tmp_path / "nowhere")
+            case "file":
+                taken.write_bytes(b"")
+        give_to_a_stranger(taken)
+    if taken_by == "link":
+        give_to_a_stranger(elsewhere)
+    for _ in range(2):
+        _open.cache_clear()
+        rows = Shards.load(str(tmp_path / "shards")).open().rows(0, 14)
+        np.testing.assert_array_equal(rows["images"], arrays["images"])
+    assert list(elsewhere.iterdir()) == []
+    assert not (tmp_path / "nowhere").exists()
+    [ours] = [path for path in (tmp_path / "cache").iterdir() if path.lstat().st_uid == os.geteuid()]
+    assert stat.S_IMODE(ours.lstat().st_mode) == 0o700
+    assert len(list(ours.iterdir())) == len(SIZES)
+
+
+def test_a_cache_that_others_may_write_to_is_closed_to_them(tmp_path: Path) -> None:
+    written(str(tmp_path / "shards"))
+    cache = tmp_path / "cache" / f"daskyard-shards-{os.geteuid()}"
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    Shards.load(str(tmp_path / "shards")).open()
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+
+
+def test_a_copy_that_a_killed_process_left_unfinished_is_removed(tmp_path: Path) -> None:
+    written(str(tmp_path / "shards"))
+    code = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        from jobs.temporary import held_file
+        with held_file(Path(sys.argv[1])) as (file, path):
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    cache = tmp_path / "cache" / f"daskyard-shards-{os.geteuid()}"
+    cache.mkdir(parents=True)
+    assert subprocess.run([sys.executable, "-c", code, cache], check=False).returncode == -signal.SIGKILL
+    assert len(list(cache.iterdir())) == 1
+    Shards.load(str(tmp_path / "shards")).open()
+    assert len(list(cache.iterdir())) == len(SIZES)

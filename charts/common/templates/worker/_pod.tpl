@@ -40,7 +40,7 @@ containers:
     lifecycle:
       preStop:
         exec:
-          command: [python, -m, jobs.pods.retire]
+          command: [python, -P, -m, jobs.pods.retire]
     startupProbe:
       {{- include "daskyard.healthProbe" (list 2 2 60) | nindent 6 }}
     readinessProbe:
