@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from jobs.cli import params as model_params
 from jobs.cli import submit as submitting
 from jobs.cli.progress import watching
 from jobs.errors import DaskyardError, OutputError, SpecError, StoppedError, stop_of
+from jobs.visible import visible, visible_json, visible_lines
 
 app = typer.Typer(
     name="daskyard",
@@ -109,7 +111,7 @@ def _show(error: BaseException, text: str, is_debug: bool) -> None:
 def _traceback(error: BaseException) -> None:
     import traceback
 
-    traceback.print_exception(error)
+    sys.stderr.write(visible_lines("".join(traceback.format_exception(error))))
 
 
 def _error(text: str) -> None:
@@ -117,12 +119,17 @@ def _error(text: str) -> None:
 
 
 def _line(kind: str, text: str) -> None:
-    line = Text.assemble((f"{kind}: ", "bold red"), " ".join(text.split()))
+    line = Text.assemble((f"{kind}: ", "bold red"), visible(" ".join(text.split())))
     Console(stderr=True).print(line, soft_wrap=True, highlight=False)
 
 
 def _print_json(document: object) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = visible_json(document)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2, allow_nan=False)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
@@ -456,6 +463,10 @@ def _stop_no_more() -> None:
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding has no sign for must not end a job that is done.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # The default would end the process at once and leave the attempt's files behind.
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGALRM, _stop)

@@ -22,6 +22,7 @@ from typing import Any
 from jobs.artifacts import Manifest
 from jobs.errors import DaskyardError, SpecError, StoppedError, stop_of
 from jobs.plain import plain_tree
+from jobs.visible import visible
 
 # What Kubernetes keeps of a container's termination message.
 MAX_BYTES = 4096
@@ -74,7 +75,7 @@ def committed(run_url: str, was_committed: bool, manifest: Manifest) -> dict[str
 def failure(error: BaseException) -> dict[str, Any]:
     """Return what is told of an error."""
     error = stop_of(error) or error
-    message = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
+    message = visible(" ".join(str(error).split()))[:_MESSAGE_CHARACTERS]
     return {"outcome": "failed", "error": type(error).__name__, "exit_code": exit_code(error), "message": message}
 
 
@@ -90,10 +91,14 @@ def encoded(document: dict[str, Any]) -> bytes:
     """Return the document as JSON of at most `MAX_BYTES`: the last metrics are left out where they are too many."""
     document = plain_tree(document)
     metrics = dict(document.get("metrics", {}))
-    while len(data := json.dumps(document, ensure_ascii=False, allow_nan=False).encode()) > MAX_BYTES and metrics:
+    while len(data := _json(document)) > MAX_BYTES and metrics:
         metrics.popitem()
         document = {**document, "metrics": metrics}
     return data
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
 
 
 def _write_last(file: Path, document: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from jobs.listener import Listener
 from jobs.pace import Pace
+from jobs.visible import visible
 
 LOG_EVERY_S = 5.0
 
@@ -64,7 +65,7 @@ class LogListener(Listener):
 
     def _line(self, text: str) -> None:
         stamp = time.strftime("%H:%M:%S")
-        self._console.print(f"{stamp} {text}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(f"{stamp} {visible(text)}"), highlight=False, soft_wrap=True)
 
 
 class TerminalListener(Listener):
@@ -74,7 +75,7 @@ class TerminalListener(Listener):
         self._console = console
         self._bars = Progress(
             TextColumn("{task.fields[number]}", style="dim"),
-            TextColumn("{task.description:<8}"),
+            TextColumn("{task.description:<8}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[share]:>5}"),
             TextColumn("{task.fields[pace]}", style="dim"),
@@ -98,7 +99,7 @@ class TerminalListener(Listener):
 
     def stage_ended(self, name: str, seconds: float) -> None:
         """Replace the bar by a line."""
-        line = Text.assemble((f"{self._number} ", "dim"), f"{name:<9}", (duration(seconds), "green"))
+        line = Text.assemble((f"{self._number} ", "dim"), f"{visible(name):<9}", (duration(seconds), "green"))
         self._console.print(line)
         self._remove()
 
@@ -115,12 +116,12 @@ class TerminalListener(Listener):
 
     def message(self, text: str) -> None:
         """Write a line above the bar."""
-        self._console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(visible(text), "dim"), highlight=False, soft_wrap=True)
 
     def _begin(self, name: str, number: str) -> None:
         self._remove()
         self._name, self._number, self._pace = name, number, Pace()
-        self._task = self._bars.add_task(name, total=None, number=number, share="", pace="")
+        self._task = self._bars.add_task(visible(name), total=None, number=number, share="", pace="")
 
     def _remove(self) -> None:
         if self._task is not None:

@@ -174,11 +174,11 @@ def summary(console: Console, job: Object) -> None:
     seconds = _seconds(status)
     attempts = len(status.get("attempts") or [])
     facts = [*([duration(seconds)] if seconds is not None else []), *([f"{attempts} attempts"] if attempts > 1 else [])]
-    console.print(Text.assemble((job["spec"]["pipeline"], "bold"), "  ", ", ".join(facts)))
+    console.print(Text.assemble(tables.shown(job["spec"]["pipeline"], "bold"), "  ", ", ".join(facts)))
     if status.get("metrics"):
         made = tables.table("metric", "value", right=["value"])
         for name, value in status["metrics"].items():
-            made.add_row(Text(name), Text(tables.metric_text(value)))
+            made.add_row(tables.shown(name), tables.shown(tables.metric_text(value)))
         console.print(made)
     if status.get("runUrl"):
         tables.line(console, f"run     {status['runUrl']}")

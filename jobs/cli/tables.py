@@ -16,6 +16,7 @@ from jobs.artifacts import Manifest
 from jobs.cli.params import params, summary
 from jobs.cli.progress import duration
 from jobs.datasets import Dataset
+from jobs.visible import visible
 
 if TYPE_CHECKING:
     from jobs.demo import Outcome
@@ -34,7 +35,7 @@ def pipelines(console: Console, models: Mapping[str, type[BaseModel]]) -> None:
     """List the pipelines."""
     made = table("pipeline", "what it does")
     for name, model in models.items():
-        made.add_row(Text(name, style="bold"), Text(summary(model)))
+        made.add_row(shown(name, "bold"), shown(summary(model)))
     console.print(made)
     line(console, "Params of one of them: daskyard pipelines NAME")
 
@@ -67,11 +68,11 @@ def run_summary(console: Console, run_url: str, manifest: Manifest) -> None:
     """Show what came out of a run."""
     workers = "1 worker" if manifest.n_workers == 1 else f"{manifest.n_workers} workers"
     facts = f"{manifest.n_rows:,} rows, {workers}, {duration(manifest.seconds)}"
-    console.print(Text.assemble((manifest.pipeline, "bold"), "  ", facts))
+    console.print(Text.assemble(shown(manifest.pipeline, "bold"), "  ", facts))
     made = table("metric", "value", right=["value"])
     for name, value in manifest.metrics.items():
         style = "bold" if name == manifest.headline else ""
-        made.add_row(Text(name, style=style), Text(metric_text(value), style=style))
+        made.add_row(shown(name, style), shown(metric_text(value), style))
     console.print(made)
     if manifest.tuning is not None:
         chosen = ", ".join(f"{name} {value_text(value)}" for name, value in manifest.tuning.params.items())
@@ -86,20 +87,20 @@ def run_details(console: Console, manifest: Manifest) -> None:
     """Show stages and files of a run, and what it was made with."""
     stages = table("stage", "seconds", right=["seconds"])
     for stage in manifest.stages:
-        stages.add_row(stage.name, f"{stage.seconds:.2f}")
+        stages.add_row(shown(stage.name), f"{stage.seconds:.2f}")
     console.print(stages)
     files = table("file", "bytes", "SHA-256", right=["bytes"])
     for file in manifest.files:
-        files.add_row(Text(file.name), f"{file.size:,}", file.sha256[:16] + "…")
+        files.add_row(shown(file.name), f"{file.size:,}", shown(file.sha256[:16] + "…"))
     console.print(files)
     made_by = f"daskyard {manifest.package_version}"
     commit = f", commit {manifest.git_commit[:12]}" if manifest.git_commit else ""
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    console.print(
+    line(
+        console,
         f"{manifest.committed_at:%Y-%m-%d %H:%M:%S %Z}, {made_by}{commit}, seed {manifest.seed}; {versions}",
-        style="dim",
-        markup=False,
-        highlight=False,
+        "dim",
+        soft_wrap=False,
     )
 
 
@@ -116,7 +117,7 @@ def demo(console: Console, outcome: Outcome) -> None:
             cells = [f"{manifest.n_rows:,}", str(manifest.n_workers), metric, f"{manifest.seconds:.1f}"]
         else:
             cells = ["", "", "[red]failed[/]", ""]
-        made.add_row(row.pipeline, row.dataset, *cells)
+        made.add_row(row.pipeline, row.dataset, *cells)  # names of our own, and markup
     console.print()
     console.print(made)
     console.print()
@@ -143,9 +144,14 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else metric_text(value)
 
 
-def line(console: Console, text: str) -> None:
-    """Write a line as it is: URLs stay whole, so that they can be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def line(console: Console, text: str, style: str = "", soft_wrap: bool = True) -> None:
+    """Write a line as it is, but for what a terminal would obey: URLs stay whole, so that they can be copied."""
+    console.print(shown(text, style), highlight=False, soft_wrap=soft_wrap)
+
+
+def shown(text: object, style: str = "") -> Text:
+    """Return text of whatever origin for a console: no markup, no emoji, nothing that a terminal would obey."""
+    return Text(visible(text), style)
 
 
 def metric_text(value: object) -> str:

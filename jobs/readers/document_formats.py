@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from jobs import storage
 from jobs.errors import InputError
+from jobs.readers.parquet import decoded_size, read_row_groups
+from jobs.readers.room import refuse_beyond_room
 
 _QUOTE, _NEWLINE = 0x22, 0x0A
 _BOM = b"\xef\xbb\xbf"
@@ -26,7 +28,7 @@ _LONGEST_HEADER = 2**20
 
 @dataclass(frozen=True)
 class Range:
-    """From `start` up to, not including, `end`: bytes of a file, or rows of a Parquet row group."""
+    """From `start` up to, not including, `end`: bytes of a file or of a folder's files, or rows of a row group."""
 
     start: int = 0
     end: int = 0
@@ -152,14 +154,15 @@ def parquet_row_groups(url: str, columns: tuple[str, ...]) -> list[tuple[int, in
             group = parquet.metadata.row_group(at)
             chunks = [group.column(column) for column in range(group.num_columns)]
             n_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+            refuse_beyond_room(url, decoded_size(group, columns), f"row group {at}", "write it with smaller row groups")
             groups.append((group.num_rows, n_bytes))
         return groups
 
 
 def _read_parquet(part: Part) -> DocumentBlock:
-    with storage.open_input(part.url) as file, _parquet(part.url, file) as parquet:
+    with storage.open_input(part.url) as file:
         try:
-            table = parquet.read_row_group(part.row_group, list(part.columns), use_threads=False)
+            table = read_row_groups(part.url, file, [part.row_group], part.columns, ", not text")
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{part.url}: damaged Parquet file ({_line(error)}); write it again") from error
     table = table.slice(part.rows.start, part.rows.end - part.rows.start)

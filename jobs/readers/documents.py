@@ -15,6 +15,7 @@ from jobs.errors import InputError
 from jobs.job import Job
 from jobs.readers import document_formats as formats
 from jobs.readers.document_formats import DocumentBlock, Part, Range
+from jobs.readers.room import refuse_beyond_room
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "folder"]
 
@@ -30,6 +31,8 @@ _SUFFIXES: dict[str, Format] = {
     ".text": "folder",
 }
 _PARTS_PER_WORKER = 4
+# Text is there as bytes, as one string, and as Arrow's column.
+_COPIES = 3
 _SMALLEST_PART = 2**16
 _LARGEST_PART = 2**25
 # A Parquet row group is read whole for each piece of it, so it is not cut into more than that.
@@ -95,8 +98,14 @@ def read_part(part: Part) -> DocumentBlock:
     Raises
     ------
     InputError
-        When the part is not of its format or not UTF-8; it names file and position.
+        When the part is not of its format or not UTF-8, or does not fit into memory; it names file and position.
     """
+    if part.format != "parquet":
+        n_bytes = part.rows.end - part.rows.start
+        what = f"a row, or a quoted field that is not closed, of {n_bytes:,} bytes"
+        if part.format == "folder":
+            what = f"{n_bytes:,} bytes of text in {part.members[0][0].rsplit('/', 1)[-1]} …"
+        refuse_beyond_room(part.url, _COPIES * n_bytes, what, "mend or split the file")
     return formats.READERS[part.format](part)
 
 
@@ -138,14 +147,13 @@ def _folder_parts(url: str, files: Sequence[storage.StoredFile], size: int, is_l
     parts: list[Part] = []
     members: list[tuple[str, str | None]] = []
     n_bytes = 0
-    for file, label in zip(files, labels, strict=True):
+    for place, (file, label) in enumerate(zip(files, labels, strict=True), start=1):
         members.append((file.url, label if is_labelled else None))
-        n_bytes += file.size + 1024  # opening one costs, however small it is
-        if n_bytes >= size:
-            parts.append(Part("folder", url, members=tuple(members), is_labelled=is_labelled))
+        n_bytes += file.size
+        # Opening one costs, however small it is.
+        if n_bytes + 1024 * len(members) >= size or place == len(files):
+            parts.append(Part("folder", url, rows=Range(0, n_bytes), members=tuple(members), is_labelled=is_labelled))
             members, n_bytes = [], 0
-    if members:
-        parts.append(Part("folder", url, members=tuple(members), is_labelled=is_labelled))
     return parts
 
 

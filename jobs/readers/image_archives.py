@@ -11,18 +11,21 @@ import gzip
 import io
 import lzma
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from jobs import storage
 from jobs.errors import InputError
+from jobs.readers.room import read_within, refuse_beyond_room, room
 from jobs.storage import StoredFile
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -33,11 +36,23 @@ _DAMAGED = (
     lzma.LZMAError,
     gzip.BadGzipFile,
     zlib.error,
-    NotImplementedError,  # a zip that is encrypted or packed by a method that Python lacks
+    RuntimeError,  # a zip that is encrypted or packed by a method that Python lacks
+    ValueError,  # names that are no text, sizes below 0
+    struct.error,
 )
 _ZIP_BYTES = 32 << 20
 _ZIP_MEMBERS = 4096
 _N_READERS = 8
+# Of the members that hold a longer name, and the like, for the next one.
+_LONGEST_TAR_HEADER = 1 << 20
+_NO_FILES = frozenset({*b"LKxgX"})
+# A member is there as it is unpacked, in its zip, and as that zip's bytes.
+_TAR_COPIES = 3
+_PIECE = 1 << 20
+# zipfile bounds what one call of these gives by nothing but what it is given; 40 bytes of bzip2 can be 46 MB.
+_UNBOUNDED, _SMALL_PIECE = {zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}, 32
+_SMALLEST_READ = 4096
+_REMEDY = "take it out of the input"
 
 
 @dataclass(frozen=True)
@@ -68,23 +83,44 @@ def list_entries(url: str, files: Sequence[StoredFile], scratch: str) -> list[En
     for number, file in enumerate(files):
         name = file.url.lower()
         if name.endswith(".zip"):
-            entries += _damage_named(file.url, _list_zip, file.url)
+            with _damage_named(file.url):
+                entries += _list_zip(file.url)
         elif name.endswith(ARCHIVE_SUFFIXES):
-            entries += _damage_named(file.url, _unpack_tar, file.url, storage.join(scratch, f"{number:05d}"))
+            with _damage_named(file.url):
+                entries += _unpack_tar(file.url, storage.join(scratch, f"{number:05d}"))
         else:
             entries.append(Entry(_relative(file.url, folder), file.url, None, file.size))
     return sorted((e for e in entries if not _is_hidden(e.name)), key=lambda e: (e.name, e.url))
 
 
 def read_entries(entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
-    """Yield each entry with its bytes, in order; several requests are under way at a time."""
-    for (url, is_zip), group in groupby(entries, key=lambda e: (e.url, e.member is not None)):
-        if is_zip:
-            yield from _damage_named(url, _read_zip, url, list(group))
+    """Yield each entry with its bytes, in order; several requests are under way at a time.
+
+    Raises
+    ------
+    InputError
+        When one is larger than a task's memory, or an archive is damaged.
+    """
+    for url, group in groupby(entries, key=lambda e: e.url if e.member is not None else None):
+        if url is not None:
+            with _damage_named(url):
+                yield from _read_zip(url, list(group))
         else:
-            with ThreadPoolExecutor(_N_READERS) as pool:
-                several = list(group)
-                yield from zip(several, pool.map(lambda e: storage.read_bytes(e.url), several), strict=True)
+            yield from _read_files(list(group))
+
+
+def _read_files(entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
+    # As many are read ahead as there are readers: the whole part might not fit into memory.
+    with ThreadPoolExecutor(_N_READERS) as pool:
+        reads: deque[tuple[Entry, Future[bytes]]] = deque()
+        for entry in entries:
+            refuse_beyond_room(entry.place, entry.size, "a file", _REMEDY)
+            reads.append((entry, pool.submit(storage.read_bytes, entry.url)))
+            if len(reads) > _N_READERS:
+                first, read = reads.popleft()
+                yield first, read.result()
+        for entry, read in reads:
+            yield entry, read.result()
 
 
 def _list_zip(url: str) -> list[Entry]:
@@ -95,18 +131,25 @@ def _list_zip(url: str) -> list[Entry]:
 def _read_zip(url: str, entries: list[Entry]) -> Iterator[tuple[Entry, bytes]]:
     with storage.open_input(url) as file, zipfile.ZipFile(file) as archive:
         for entry in entries:
-            yield entry, archive.read(str(entry.member))
+            refuse_beyond_room(entry.place, entry.size, "a member", _REMEDY)
+            member = archive.getinfo(str(entry.member))
+            piece = _SMALL_PIECE if member.compress_type in _UNBOUNDED else _PIECE
+            with archive.open(member) as file:
+                setattr(file, "MIN_READ_SIZE", min(piece, _SMALLEST_READ))  # noqa: B010 - unknown to the type's stub
+                yield entry, read_within(file, room(), entry.place, "a member", _REMEDY, piece)
 
 
 def _unpack_tar(url: str, scratch: str) -> list[Entry]:
     entries: list[Entry] = []
     zips = _Zips(scratch)
     with _decompressed(url) as stream:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_BoundedTarInfo) as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is not None and not _is_hidden(member.name):
-                    entries.append(zips.add(member.name, content.read()))
+                    place = f"{url}!{member.name}"
+                    refuse_beyond_room(place, _TAR_COPIES * member.size, "a member", _REMEDY)
+                    entries.append(zips.add(_checked_name(place, member.name), content.read()))
         while stream.read(1 << 20):  # a check sum at the end tells whether the file is whole
             pass
     zips.flush()
@@ -142,31 +185,91 @@ class _Zips:
         self._open()
 
 
+class _BoundedTarInfo(tarfile.TarInfo):
+    """A tar's header; those that only say more about the next one are read whole by tarfile, whatever they promise."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header, and refuse one that promises too much."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.type[0] in _NO_FILES and header.size > _LONGEST_TAR_HEADER:
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header
+
+
+class _Xz(io.RawIOBase):
+    """The plain bytes of an xz file. Python's own has no bound on the memory that a file asks for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._open()
+
+    def _open(self) -> None:
+        self._decompressor = lzma.LZMADecompressor(memlimit=room())
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, or a part of it; 0 at the end."""
+        while True:
+            if self._decompressor.eof:
+                piece = (self._decompressor.unused_data or self._file.read(_PIECE)).lstrip(b"\0")
+                if not piece:
+                    return 0
+                self._open()  # streams may follow one another
+            else:
+                piece = self._file.read(_PIECE) if self._decompressor.needs_input else b""
+                if self._decompressor.needs_input and not piece:
+                    raise EOFError("the file ends before its end mark")
+            data = self._decompressor.decompress(piece, len(buffer))
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+
+
 @contextmanager
 def _decompressed(url: str) -> Iterator[IO[bytes]]:
     """Open an archive as its plain bytes; unlike tarfile's own streams these notice a truncated file."""
-    openers: dict[str, Callable[..., Any]] = {"gz": gzip.open, "xz": lzma.open, "z2": bz2.open}
+    openers: dict[str, Callable[[IO[bytes]], Any]] = {
+        "gz": gzip.open,
+        "xz": lambda file: io.BufferedReader(_Xz(file)),
+        "z2": bz2.open,
+    }
     with storage.open_input(url) as file:
         opener = openers.get(url.lower()[-2:])
         if opener is None:
             yield file
         else:
-            with opener(file, "rb") as stream:
+            with opener(file) as stream:
                 yield stream
 
 
-def _damage_named(url: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function that reads an archive; a generator's errors are named as well."""
+@contextmanager
+def _damage_named(url: str) -> Iterator[None]:
+    """Name the archive in what its readers raise."""
     try:
-        result = function(*args)
-        return result if isinstance(result, list) else list(result)
-    except _DAMAGED as error:
+        yield
+    except (*_DAMAGED, OSError) as error:
+        # bz2 reports bad data as OSError; what storage raised has another class by now.
+        if "emory usage limit" in str(error):
+            raise InputError(
+                f"{url}: packed such that unpacking takes more memory than a task has; pack it with a smaller "
+                "dictionary, or give the workers more memory"
+            ) from error
         raise InputError(
             f"{url}: truncated or damaged archive ({error or type(error).__name__}); put it there again"
         ) from error
-    except OSError as error:
-        # bz2 reports bad data so; what storage raised has another class by now.
-        raise InputError(f"{url}: truncated or damaged archive ({error}); put it there again") from error
+
+
+def _checked_name(place: str, name: str) -> str:
+    """Return the name, which may become a class's."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: its name is not UTF-8; rename it and pack the archive again") from error
+    return name
 
 
 def _folder_of(url: str) -> str:

@@ -8,21 +8,33 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL import TiffImagePlugin as TIFF
 
 from jobs.errors import InputError
 from jobs.readers import plain_pickle
+from jobs.readers.room import refuse_beyond_room
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 CIFAR10_ROW = 1 + 32 * 32 * 3
+# Pillow knows many more formats, some of which start programs; what a file is has nothing to do with its name.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# Pillow's own limit is the same on every machine; ours follows the worker's memory, see `_refuse_large`.
+Image.MAX_IMAGE_PIXELS = None
+# While one is decoded: Pillow's pixels twice and a JPEG's coefficients, then bytes, then an array.
+_BYTES_PER_PIXEL, _MOST_BYTES_PER_PIXEL = {"1": 4, "L": 6, "P": 12, "RGB": 20}, 28
+# An image is there as it was read, and as what is chosen from it or resized.
+_IDX_COPIES = 3
+_PUT_AGAIN = "put the right file there"
 # What Pillow raises on files that are no images, or broken ones.
 _UNDECODABLE = (OSError, ValueError, SyntaxError, struct.error, zlib.error, EOFError, Image.DecompressionBombError)
 _GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
@@ -39,9 +51,18 @@ def picture_shape(data: bytes) -> tuple[int, int, int]:
         return picture.height, picture.width, 1 if picture.mode in _GREY_MODES else 3
 
 
-def decode_picture(data: bytes, n_channels: int) -> Images:
-    """Return a picture file as (height, width, channels); UndecodableImageError where it is none."""
+def decode_picture(data: bytes, n_channels: int, place: str = "picture") -> Images:
+    """Return a picture file as (height, width, channels).
+
+    Raises
+    ------
+    UndecodableImageError
+        When it is none, or damaged.
+    InputError
+        When it is larger than a task's memory holds.
+    """
     with _opened(data) as picture:
+        _refuse_large(picture, place)
         try:
             pixels = np.asarray(_eight_bits(picture).convert("L" if n_channels == 1 else "RGB"), np.uint8)
         except _UNDECODABLE as error:
@@ -100,36 +121,70 @@ def read_idx(data: bytes, place: str, n_dimensions: int) -> NDArray[np.uint8]:
     Raises
     ------
     InputError
-        On a wrong magic, type or number of dimensions, and when it is truncated.
+        On a wrong magic, type or number of dimensions, when it is truncated or longer than it promises, and when it
+        promises more than a task's memory holds.
     """
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{place}: truncated or damaged gzip file ({error}); put it there again") from error
+    with _plain_idx(data, place) as file:
+        shape = _idx_shape(file, place, n_dimensions)
+        promised = math.prod(shape)
+        refuse_beyond_room(place, _IDX_COPIES * promised, f"what its header promises ({promised:,} bytes)", _PUT_AGAIN)
+        values = file.read(promised + 1)  # a byte more: to see the end is to check the sum that gzip writes there
+        if len(values) != promised:
+            found = f"{len(values):,}" if len(values) < promised else "more"
+            raise InputError(
+                f"{place}: {found} bytes of values, its header promises {promised:,}; "
+                "it is truncated or damaged: put it there again"
+            )
+        return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def idx_shape(data: bytes, place: str, n_dimensions: int) -> tuple[int, ...]:
+    """Return the shape that an IDX file's header promises; raises InputError as `read_idx` does."""
+    with _plain_idx(data, place) as file:
+        return _idx_shape(file, place, n_dimensions)
+
+
+@contextmanager
+def _plain_idx(data: bytes, place: str) -> Iterator[Any]:
+    file: Any = io.BytesIO(data)
+    try:
+        yield gzip.GzipFile(fileobj=file) if data[:2] == b"\x1f\x8b" else file
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{place}: truncated or damaged gzip file ({error}); put it there again") from error
+
+
+def _idx_shape(file: Any, place: str, n_dimensions: int) -> tuple[int, ...]:
     expected = bytes([0, 0, _IDX_UINT8, n_dimensions])
-    if data[:4] != expected:
+    magic = file.read(4)
+    if magic != expected:
         raise InputError(
-            f"{place}: starts with {data[:4].hex(' ')}, an IDX file of bytes with {n_dimensions} dimension(s) "
+            f"{place}: starts with {magic.hex(' ')}, an IDX file of bytes with {n_dimensions} dimension(s) "
             f"with {expected.hex(' ')}; put the right file there"
         )
-    start = 4 + 4 * n_dimensions
-    shape = struct.unpack(f">{n_dimensions}I", data[4:start].ljust(4 * n_dimensions, b"\0"))
-    if len(data) - start != math.prod(shape):
-        raise InputError(
-            f"{place}: {len(data) - start} bytes of values, its header promises {math.prod(shape)}; "
-            "it is truncated: put it there again"
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    sizes = file.read(4 * n_dimensions)
+    if len(sizes) < 4 * n_dimensions:
+        raise InputError(f"{place}: it ends within its header; put it there again")
+    return struct.unpack(f">{n_dimensions}I", sizes)
 
 
 def _opened(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which we don't read
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=_FORMATS)
     except _UNDECODABLE as error:
         raise UndecodableImageError(str(error)) from error
+
+
+def _refuse_large(picture: Image.Image, place: str) -> None:
+    """Refuse a picture whose header promises more pixels, or larger tiles, than can be held."""
+    width, height = picture.size
+    # Tiles of a TIFF are unpacked whole, however little of one the picture shows.
+    tags = getattr(picture, "tag_v2", {})
+    tile = [int(tags.get(tag) or 0) for tag in (TIFF.TILEWIDTH, TIFF.TILELENGTH)]
+    n_pixels = max(width * height, math.prod(tile))
+    n_bytes = n_pixels * _BYTES_PER_PIXEL.get(picture.mode, _MOST_BYTES_PER_PIXEL)
+    refuse_beyond_room(place, n_bytes, f"a picture of {width:,} x {height:,} pixels", "scale it down")
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

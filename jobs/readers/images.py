@@ -22,6 +22,7 @@ from jobs.readers.image_formats import (
     Images,
     UndecodableImageError,
     decode_picture,
+    idx_shape,
     picture_shape,
     read_cifar10_binary,
     read_cifar10_names,
@@ -29,10 +30,13 @@ from jobs.readers.image_formats import (
     read_idx,
     resized,
 )
+from jobs.readers.room import refuse_beyond_room, room
 from jobs.storage import StoredFile
 
 _IMAGES_PER_PART = 2048
 _N_PROBED = 64
+# An image of a part is there as it is decoded, stacked, and as what is chosen of it.
+_IMAGE_COPIES, _BATCH_COPIES = 4, 4
 _SPLITS = ("train", "test")
 _SMALLEST = 8
 _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -178,13 +182,15 @@ def _find_pictures(url: str, entries: list[Entry], tests: list[Entry], image_siz
     unknown = sorted({name for name, _ in by_split["test"]} - number_of.keys())
     if unknown:
         raise InputError(f"{url}: the test set has a class {unknown[0]!r} that the training set lacks; remove it")
+    shape = _probed([entry for _, entry in by_split["train"]], url)
+    height, width = (image_size, image_size) if image_size is not None else shape[:2]
+    per_part = max(min(room() // (_IMAGE_COPIES * height * width * shape[2]), _IMAGES_PER_PART), 1)
     parts = []
     for split, pictures in by_split.items():
-        for first in range(0, len(pictures), _IMAGES_PER_PART):
-            several_pictures = pictures[first : first + _IMAGES_PER_PART]
+        for first in range(0, len(pictures), per_part):
+            several_pictures = pictures[first : first + per_part]
             labels = tuple(number_of[name] for name, _ in several_pictures)
             parts.append(Part(split, first, tuple(entry for _, entry in several_pictures), labels))
-    shape = _probed([entry for _, entry in by_split["train"]], url)
     n_ignored = len(entries) + len(tests) - sum(map(len, by_split.values()))
     return _scan(url, "folder", classes, shape, image_size, parts, n_ignored)
 
@@ -209,7 +215,7 @@ def _decode_pictures(scan: Scan, part: Part) -> Decoded:
     bad: list[str] = []
     for i, (entry, data) in enumerate(read_entries(part.entries)):
         try:
-            image = decode_picture(data, scan.shape[2])
+            image = decode_picture(data, scan.shape[2], entry.place)
         except UndecodableImageError:
             bad.append(entry.name)
             continue
@@ -246,6 +252,7 @@ def _find_cifar10(url: str, entries: list[Entry], tests: list[Entry], image_size
 
 
 def _read_cifar10(entry: Entry) -> tuple[Images, NDArray[np.int64]]:
+    refuse_beyond_room(entry.place, _BATCH_COPIES * entry.size, "a batch", "put CIFAR-10's own file there")
     data = _content(entry)
     read = read_cifar10_binary if entry.name.endswith(".bin") else read_cifar10_python
     return read(data, entry.place)
@@ -285,7 +292,7 @@ def _find_idx(url: str, entries: list[Entry], tests: list[Entry], image_size: in
         elif labels_read.max() >= n_classes:
             raise InputError(f"{part.entries[1].place}: label {labels_read.max()} is not in the training set")
     first = next(part.entries[0] for part in parts if part.split == "train")
-    _, height, width = read_idx(_content(first), first.place, 3).shape
+    _, height, width = idx_shape(_content(first), first.place, 3)
     classes = _checked_classes(url, [str(i) for i in range(n_classes)])
     return _scan(url, "idx", classes, (height, width, 1), image_size, parts, len(by_place) - 2 * len(parts))
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from jobs import storage
 from jobs.errors import InputError, SpecError
+from jobs.readers.parquet import decoded_size, read_row_groups
 
 # Object arrays hold text ids, int64 arrays integer ids.
 Ids = NDArray[Any]
@@ -218,7 +219,8 @@ def _plan_parquet(file: storage.StoredFile, columns: Columns, n_bytes: int, is_t
     _check_columns(file.url, names, columns)
     parts, start, size = [], 0, 0
     for group in range(metadata.num_row_groups):
-        size += metadata.row_group(group).total_byte_size
+        row_group = metadata.row_group(group)
+        size += max(row_group.total_byte_size, decoded_size(row_group) // 4)
         if size >= n_bytes or group == metadata.num_row_groups - 1:
             parts.append(Part(file.url, "parquet", start, group + 1, metadata.num_row_groups, names, is_test))
             start, size = group + 1, 0
@@ -234,10 +236,13 @@ def _parquet_file(url: str, source: Any) -> Any:
 
 def _read_parquet(part: Part, columns: Columns) -> Any:
     with storage.open_input(part.url) as source:
-        file = _parquet_file(part.url, source)
         try:
-            return file.read_row_groups(
-                range(part.start, part.stop), columns=list(columns.used.values()), use_threads=False
+            return read_row_groups(
+                part.url,
+                source,
+                range(part.start, part.stop),
+                list(columns.used.values()),
+                "; ids are integers or text, ratings and times are numbers",
             )
         except (pa.ArrowException, OSError) as error:
             # Errors of the storage carry a number or a cause; Arrow's own about damaged pages do not.

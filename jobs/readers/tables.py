@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 
 from jobs import storage
 from jobs.errors import InputError
+from jobs.readers.parquet import decoded_size, read_row_groups
+from jobs.readers.room import read_within, refuse_beyond_room, room
 from jobs.storage import StoredFile
 
 _SUFFIXES = {
@@ -31,6 +33,13 @@ _SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),
 }
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
+_LONGEST_HEADER = 1 << 20
+_LINE_PIECE = 1 << 16
+# Text is there as bytes, as Arrow's columns and as pandas'.
+_TEXT_COPIES = 3
+_NESTED = ", neither numbers nor text; put it into params.drop"
+# Of partitions of Parquet: what a byte of the file may become.
+_MOST_GROWTH = 4
 _NULLABLE = {
     pa.bool_(): pd.BooleanDtype(),
     pa.int8(): pd.Int8Dtype(),
@@ -157,8 +166,11 @@ def _cut_text(file: StoredFile, format: str, blocksize: int) -> list[Part]:
 
 def _header(url: str, format: str) -> tuple[str, ...]:
     with storage.open_input(url) as raw, _mapped(url), _unpacked(url, raw) as file:
-        # Not readline(1 << 20): fsspec's files of S3 take no limit there.
-        line = file.read(1 << 20).split(b"\n", 1)[0].decode("utf-8-sig")
+        # Not readline(…): fsspec's files of S3 take no limit there.
+        start = file.read(_LONGEST_HEADER)
+        line = start.split(b"\n", 1)[0].decode("utf-8-sig")
+    if len(line) == len(start) == _LONGEST_HEADER:
+        raise InputError(f"{url}: no header line in the first MiB; write one, or set input.format")
     names = next(csv.reader([line], delimiter=_SEPARATORS[format]), [])
     if not any(name.strip() for name in names):
         raise InputError(f"{url}: the first line names no columns; write a header line")
@@ -184,26 +196,54 @@ def _parsed(part: Part, data: bytes, columns: Sequence[str], numbers: Collection
 
 
 def _unpacked_lines(part: Part) -> bytes:
-    with storage.open_input(part.file.url, etag=part.file.etag) as raw, _mapped(part.file.url), gzip.open(raw) as file:
-        file.readline()
-        data: bytes = file.read()
-        return data
+    url = part.file.url
+    with storage.open_input(url, etag=part.file.etag) as raw, _mapped(url), gzip.open(raw) as file:
+        file.readline(_LONGEST_HEADER)
+        return read_within(
+            file, room() // _TEXT_COPIES, url, "a compressed table", "unpack it, then it is read in parts"
+        )
 
 
 def _lines_between(part: Part) -> bytes:
     """Return the lines that begin in the part, without the header; the last may end behind it."""
     with storage.open_input(part.file.url, etag=part.file.etag, block_size=1 << 20) as file:
-        if part.start == 0:
-            file.readline()
-        else:
-            # The line that holds the byte before the part belongs to the part before.
-            file.seek(part.start - 1)
-            file.readline()
-        begin = file.tell()
+        # The line that holds the byte before the part belongs to the part before.
+        begin = _next_line(file, max(part.start - 1, 0), part.stop)
         if begin >= part.stop:
             return b""
+        file.seek(begin)
+        what = f"the part of {part.stop - begin:,} bytes from byte {begin:,}"
+        refuse_beyond_room(part.file.url, _TEXT_COPIES * (part.stop - begin), what, "lower params.blocksize_mb")
         data: bytes = file.read(part.stop - begin)
-        return data if data.endswith(b"\n") else data + file.readline()
+        if data.endswith(b"\n"):
+            return data
+        return data + _rest_of_line(part.file, file, begin, data)
+
+
+def _next_line(file: IO[bytes], start: int, stop: int) -> int:
+    """Return where a line begins after the byte at `start`; `stop` or more where that is not before it."""
+    file.seek(start)
+    while start < stop and (piece := file.read(_LINE_PIECE)):
+        at = piece.find(b"\n") + 1
+        if at:
+            return start + at
+        start += len(piece)
+    return max(start, stop)
+
+
+def _rest_of_line(stored: StoredFile, file: IO[bytes], begin: int, data: bytes) -> bytes:
+    """Return what the line that ends `data`, which begins at byte `begin`, has behind it."""
+    pieces: list[bytes] = []
+    n_bytes = len(data)
+    while piece := file.read(_LINE_PIECE):
+        at = piece.find(b"\n") + 1
+        pieces.append(piece[:at] if at else piece)
+        n_bytes += len(pieces[-1])
+        if at:
+            break
+        what = f"a line that goes on at byte {begin + n_bytes:,}"
+        refuse_beyond_room(stored.url, _TEXT_COPIES * n_bytes, what, "mend the file's line ends or quoting")
+    return b"".join(pieces)
 
 
 def _cut_parquet(file: StoredFile, blocksize: int) -> list[Part]:
@@ -213,7 +253,9 @@ def _cut_parquet(file: StoredFile, blocksize: int) -> list[Part]:
     parts: list[Part] = []
     start = size = 0
     for group in range(metadata.num_row_groups):
-        size += metadata.row_group(group).total_byte_size
+        row_group = metadata.row_group(group)
+        # A number a row costs a bit where they are all the same: what it becomes counts as well.
+        size += max(row_group.total_byte_size, decoded_size(row_group) // _MOST_GROWTH)
         if size >= blocksize or group == metadata.num_row_groups - 1:
             parts.append(Part(file, "parquet", start, group + 1, columns))
             start, size = group + 1, 0
@@ -222,8 +264,8 @@ def _cut_parquet(file: StoredFile, blocksize: int) -> list[Part]:
 
 def _read_parquet(part: Part, columns: Sequence[str]) -> pa.Table:
     with storage.open_input(part.file.url, etag=part.file.etag) as handle, _mapped(part.file.url):
-        table = pq.ParquetFile(handle).read_row_groups(range(part.start, part.stop), columns=list(columns))
-    return _plain(part.file.url, table.select(list(columns)))
+        table = read_row_groups(part.file.url, handle, range(part.start, part.stop), columns, _NESTED)
+    return _plain(part.file.url, table)
 
 
 def _plain(url: str, table: pa.Table) -> pa.Table:
@@ -235,9 +277,7 @@ def _plain(url: str, table: pa.Table) -> pa.Table:
         elif pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
             kind = pa.string()
         elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-            raise InputError(
-                f"{url}: column {field.name!r} is of type {kind}, neither numbers nor text; put it into params.drop"
-            )
+            raise InputError(f"{url}: column {field.name!r} is of type {kind}{_NESTED}")
         table = table.set_column(place, field.name, table.column(place).cast(kind))
     return table
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from jobs.artifacts import Manifest
 from jobs.report import charts
 from jobs.report.numbers import number
 from jobs.report.sections import Bars, Curves, Images, Matrix, Section
+from jobs.visible import visible_lines
 
 
 def render(manifest: Manifest, sections: Sequence[Section]) -> str:
@@ -20,6 +22,7 @@ def render(manifest: Manifest, sections: Sequence[Section]) -> str:
         loader=PackageLoader("jobs.report", "templates"),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
+        finalize=_plain_to_see,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -35,6 +38,11 @@ def render(manifest: Manifest, sections: Sequence[Section]) -> str:
     ]
     template = environment.get_template("report.html")
     return template.render(manifest=manifest, sections=drawn, timeline=charts.timeline(manifest.stages))
+
+
+def _plain_to_see(value: Any) -> Any:
+    """Return text without what nobody would see, or no encoding takes; what is markup already is our own."""
+    return visible_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _draw(section: Section) -> Any:

@@ -311,7 +311,7 @@ def test_a_format_without_images_is_refused(tmp_path: Path) -> None:
         (idx(random_pixels(3, 9, 9))[:-1], "242 bytes of values, its header promises 243"),
         (idx(random_pixels(3, 9)), "starts with 00 00 08 02"),
         (gzip.compress(idx(random_pixels(3, 9, 9)))[:-20], "truncated or damaged gzip"),
-        (b"\0\0\x08\x03\0\0", "its header promises"),
+        (b"\0\0\x08\x03\0\0", "ends within its header"),
     ],
 )
 def test_damaged_idx_files_are_named(data: bytes, message: str) -> None:
