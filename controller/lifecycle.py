@@ -83,6 +83,7 @@ _REASONS = {
     "StorageDeniedError": "StorageDenied",
     "StorageMissingError": "StorageMissing",
     "StorageError": "StorageUnreachable",
+    "OutOfMemoryError": "OutOfMemory",
     "PoisonTaskError": "PoisonTask",
 }
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")

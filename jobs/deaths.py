@@ -83,7 +83,8 @@ def whys_of(task: Any, n: int, everything: Sequence[Event], ends: Sequence[Event
 def input_files(task: Any, dask_scheduler: Scheduler) -> list[str]:
     """Return the URLs of the input files that a task reads, or those that it follows from. Runs in the scheduler."""
     found: dict[str, None] = {}
-    waiting, seen = [dask_scheduler.tasks[task]] if task in dask_scheduler.tasks else [], set()
+    seen: set[Any] = set()
+    waiting = [dask_scheduler.tasks[task]] if task in dask_scheduler.tasks else []
     while waiting and len(seen) < _N_TASKS:
         each = waiting.pop()
         if each.key not in seen:

@@ -155,7 +155,7 @@ def room_for_temporary_files() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_ROOM and _NO_FOLDER not in str(error):
             raise
-        folder = dask.config.get("temporary-directory", None) or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
+        folder = dask.config.get("temporary-directory", None) or os.environ.get("TMPDIR") or "/tmp"
         raise SpecError(
             f"{folder}: temporary files cannot be written there ({error.strerror or 'no folder'}); "
             "make room, or have TMPDIR name another folder"
