@@ -15,7 +15,8 @@ from distributed import Client, Scheduler
 from distributed.scheduler import KilledWorker
 
 from jobs.ends import CRASH, MEMORY, TOPIC
-from jobs.errors import DaskyardError, OutOfMemoryError, PoisonTaskError, WorkersLostError
+from jobs.errors import DaskyardError, OutOfMemoryError, PoisonTaskError, SpecError, WorkersLostError
+from jobs.local_worker import NO_ROOM_TOPIC
 from jobs.storage import StoredFile
 
 # A nanny tells of an end a moment after the scheduler has heard of it.
@@ -59,6 +60,23 @@ def explain(client: Client, error: KilledWorker) -> DaskyardError:
     if len(whys) == n and set(whys) == {CRASH}:
         return PoisonTaskError(f"{what}; it is not tried again: look at that input and into the workers' logs")
     return WorkersLostError(f"{what}; look into their logs, then run the job again")
+
+
+def no_room(client: Client) -> SpecError | None:
+    """Return the error that workers without room on their disk amount to, if any has told of that.
+
+    What cannot be spilled stays in memory, until a worker takes no more tasks or is ended for what it takes.
+    """
+    try:
+        events = client.get_events(NO_ROOM_TOPIC)
+    except (OSError, RuntimeError, TimeoutError, ValueError):
+        return None
+    if not events:
+        return None
+    return SpecError(
+        f"{events[-1][1]['folder']}: no room for what does not fit into the workers' memory; "
+        "make room, have TMPDIR name another folder, or give the workers more memory (--memory)"
+    )
 
 
 def whys_of(task: Any, n: int, everything: Sequence[Event], ends: Sequence[Event]) -> list[str]:
