@@ -52,7 +52,12 @@ def run(folder: Path, *more: str, program: tuple[str, ...] = ("-m", "jobs.cli"),
     if not table.exists():
         rows = np.random.default_rng(0).random((200, 2))
         table.write_text("a,b\n" + "\n".join(f"{a},{b}" for a, b in rows))
-    job = {"pipeline": "kmeans", "input": {"url": str(table)}, "output": str(folder / "out"), "params": {"n_clusters": 2}}
+    job = {
+        "pipeline": "kmeans",
+        "input": {"url": str(table)},
+        "output": str(folder / "out"),
+        "params": {"n_clusters": 2},
+    }
     (folder / "job.yaml").write_text(json.dumps(job))
     command = [sys.executable, *program, "run", "job.yaml", "--workers", "1", "--result", "result.json", *more]
     ended = subprocess.run(

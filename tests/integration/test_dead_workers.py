@@ -54,6 +54,15 @@ def test_a_worker_that_was_stopped_is_given_up_and_started_anew(
             os.kill(stopped, 0)
 
 
+def test_workers_are_not_given_up_because_the_scheduler_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(jobs_cluster._LOCAL, "distributed.scheduler.worker-ttl", "2s")
+    with connected(2) as client:
+        before = client.run(os.getpid)
+        client.loop.add_callback(time.sleep, 8)  # as a machine that sleeps, with everything on it
+        time.sleep(9)
+        assert client.run(os.getpid) == before
+
+
 def test_the_local_cluster_gives_up_a_silent_worker_within_a_minute() -> None:
     with connected(1) as client:
         assert isinstance(client.cluster, SpecCluster)

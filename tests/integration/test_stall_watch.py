@@ -88,7 +88,9 @@ WAITS: dict[str, Callable[[Job], Any]] = {
 def test_a_wait_ends_where_the_scheduler_lost_the_graph(job: Job, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_on_graphs(job.client, monkeypatch, is_told=False)
     start = time.monotonic()
-    said = r"nothing has led to .* for 0.8 s \(.* is unknown\); its log ends with: KeyError: no graph .* run the job again"
+    said = (
+        r"nothing has led to .* for 0.8 s \(.* is unknown\); its log ends with: KeyError: no graph .* run the job again"
+    )
     with pytest.raises(WorkersLostError, match=said):
         WAITS[how](job)
     assert time.monotonic() - start < PATIENCE_S
