@@ -84,6 +84,7 @@ _REASONS = {
     "StorageMissingError": "StorageMissing",
     "StorageError": "StorageUnreachable",
     "StorageStalledError": "StorageUnreachable",
+    "OutOfMemoryError": "OutOfMemory",
     "PoisonTaskError": "PoisonTask",
 }
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
@@ -200,7 +201,8 @@ def _end_of_waiting(seen: Observed) -> _End:
 def _end_of_runner(seen: Observed, runner: Runner) -> _End:
     said = runner.last_line or "it said nothing"
     ended_by = {pod.role: pod.ended_by for pod in seen.troubles if pod.ended_by}
-    if "OOMKilled" in ended_by.values():
+    # A runner that knows why it ended is believed, whatever happened to a worker on the way.
+    if "OOMKilled" in ended_by.values() and runner.exit_code != 2 and runner.error != "PoisonTaskError":
         who = ", ".join(role for role, why in ended_by.items() if why == "OOMKilled")
         return _End("OutOfMemory", f"{who}: killed for its memory; {said}")
     if runner.is_disrupted:

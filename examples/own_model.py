@@ -70,7 +70,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def main() -> None:
     """Train with two ranks and tell how well it went after each epoch."""
-    with LocalCluster(n_workers=2, threads_per_worker=1) as cluster, Client(cluster) as client:
+    with LocalCluster(n_workers=2, threads_per_worker=1, security=True) as cluster, Client(cluster) as client:
         result = Trainer(
             model,
             nn.functional.cross_entropy,

@@ -18,6 +18,7 @@ from distributed.system import MEMORY_LIMIT
 
 from jobs.errors import DaskyardError, SpecError, WorkersLostError
 from jobs.local_cluster import started
+from jobs.local_worker import DEBUG
 
 SCHEDULER_TIMEOUT_S = 60
 WORKERS_TIMEOUT_S = 300
@@ -95,6 +96,9 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
     # connection that was begun as the other side ended.
     for name in ("distributed.nanny", "distributed.sizeof", "distributed.comm.tcp"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if not dask.config.get(DEBUG, False):
+        # It shows the traceback of what a caller has asked in vain, who is told as well.
+        logging.getLogger("distributed.core").setLevel(logging.CRITICAL)
     n_workers = n_workers or len(os.sched_getaffinity(0))
     limit = MEMORY_LIMIT // n_workers if memory is None else _bytes(memory)
     with (

@@ -15,7 +15,8 @@ from distributed import Client, Scheduler
 from distributed.scheduler import KilledWorker
 
 from jobs.ends import CRASH, MEMORY, TOPIC
-from jobs.errors import DaskyardError, OutOfMemoryError, PoisonTaskError, WorkersLostError
+from jobs.errors import DaskyardError, OutOfMemoryError, PoisonTaskError, SpecError, WorkersLostError
+from jobs.local_worker import NO_ROOM_TOPIC
 from jobs.storage import StoredFile
 
 # A nanny tells of an end a moment after the scheduler has heard of it.
@@ -61,6 +62,23 @@ def explain(client: Client, error: KilledWorker) -> DaskyardError:
     return WorkersLostError(f"{what}; look into their logs, then run the job again")
 
 
+def no_room(client: Client) -> SpecError | None:
+    """Return the error that workers without room on their disk amount to, if any has told of that.
+
+    What cannot be spilled stays in memory, until a worker takes no more tasks or is ended for what it takes.
+    """
+    try:
+        events = client.get_events(NO_ROOM_TOPIC)
+    except (OSError, RuntimeError, TimeoutError, ValueError):
+        return None
+    if not events:
+        return None
+    return SpecError(
+        f"{events[-1][1]['folder']}: no room for what does not fit into the workers' memory; "
+        "make room, have TMPDIR name another folder, or give the workers more memory (--memory)"
+    )
+
+
 def whys_of(task: Any, n: int, everything: Sequence[Event], ends: Sequence[Event]) -> list[str]:
     """Return why the last `n` workers that had the task ended, as far as their nannies have told.
 
@@ -83,7 +101,8 @@ def whys_of(task: Any, n: int, everything: Sequence[Event], ends: Sequence[Event
 def input_files(task: Any, dask_scheduler: Scheduler) -> list[str]:
     """Return the URLs of the input files that a task reads, or those that it follows from. Runs in the scheduler."""
     found: dict[str, None] = {}
-    waiting, seen = [dask_scheduler.tasks[task]] if task in dask_scheduler.tasks else [], set()
+    seen: set[Any] = set()
+    waiting = [dask_scheduler.tasks[task]] if task in dask_scheduler.tasks else []
     while waiting and len(seen) < _N_TASKS:
         each = waiting.pop()
         if each.key not in seen:

@@ -7,7 +7,6 @@ folder of the user's; and the dashboard, which shows names and code, answers bel
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import secrets
@@ -31,13 +30,13 @@ from tornado.web import HTTPError, RequestHandler
 
 from jobs.environment import restored
 from jobs.errors import SpecError
+from jobs.local_worker import NO_ROOM
 
 _LINK = "distributed.dashboard.link"
 # Longer than any run; the key is gone with the processes that know it.
 _VALID = timedelta(days=3650)
 _CLOCK_STEP = timedelta(days=1)
 _CONNECT_S = 1.0
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_FOLDER = "No usable temporary directory"
 # Modules for Dask to load into the scheduler, the nannies and the workers.
 _PRELOADS = {
@@ -153,9 +152,9 @@ def room_for_temporary_files() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM and _NO_FOLDER not in str(error):
+        if error.errno not in NO_ROOM and _NO_FOLDER not in str(error):
             raise
-        folder = dask.config.get("temporary-directory", None) or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
+        folder = dask.config.get("temporary-directory", None) or os.environ.get("TMPDIR") or "/tmp"
         raise SpecError(
             f"{folder}: temporary files cannot be written there ({error.strerror or 'no folder'}); "
             "make room, or have TMPDIR name another folder"

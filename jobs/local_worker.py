@@ -1,23 +1,37 @@
-"""A preload of the local workers: what a task raised is told by the job, once, not by each worker with its traceback.
+"""A preload of the local workers: what goes wrong on them is told by the job, once, not by each with its traceback.
 
 `daskyard run --debug` shows both.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+from typing import Any
 
 import dask
 
 DEBUG = "daskyard.debug"
-_OF_A_TASK = "Compute Failed"
+# Workers tell here of a folder for what they spill that is full.
+NO_ROOM_TOPIC = "daskyard-no-room"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_OF_A_TASK, _OF_SPILLING = "Compute Failed", "Spill to disk failed"
 
 
-def dask_setup(worker: object) -> None:
+def dask_setup(worker: Any) -> None:
     """Keep Dask's report of a failed task out of the worker's log, which is the terminal of whoever started the job.
 
     With it go warnings of what is harmless as a cluster ends: connections that were begun and not taken.
     """
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not str(record.msg).startswith(_OF_SPILLING) or getattr(error, "errno", None) not in NO_ROOM:
+            return True
+        worker.log_event(NO_ROOM_TOPIC, {"folder": worker.local_directory})
+        return bool(dask.config.get(DEBUG, False))
+
+    logging.getLogger("distributed.spill").addFilter(is_shown)
     if not dask.config.get(DEBUG, False):
         logging.getLogger("distributed.worker").addFilter(_is_not_of_a_task)
         logging.getLogger("distributed.comm.tcp").setLevel(logging.ERROR)

@@ -28,6 +28,7 @@ from jobs.estimators.kmeans import KMeans
 from jobs.estimators.linear_regression import LinearRegression
 from jobs.estimators.logistic_regression import LogisticRegression
 from jobs.estimators.tfidf import TfidfVectorizer
+from jobs.training.mlp_estimators import MLPRegressor
 
 # Clusters, until the process ends.
 _OPEN = ExitStack()
@@ -124,6 +125,12 @@ def explicit_als(folder: Path) -> Work:
     return folds, lambda errors: {"rmse": float(np.sqrt(np.mean(errors)))}
 
 
+def mlp(folder: Path) -> Work:
+    rows, target = _on_workers(folder / "rows.npy"), _on_workers(folder / "target.npy")
+    model = MLPRegressor(max_iter=2)
+    return lambda: model.fit(rows, target), lambda fit: {"coef": fit.coefs_[0], "loss": fit.loss_curve_}
+
+
 @cache
 def _client(n_workers: int) -> Client:
     return _OPEN.enter_context(connected(n_workers))
@@ -151,9 +158,22 @@ def _on_workers(file: Path) -> da.Array:
     return rows
 
 
-if __name__ == "__main__":
+def main() -> None:
     with _OPEN:
         serve(
-            [kmeans, kmeans_own_start, linear_regression, logistic_regression, tfidf, implicit_als, explicit_als],
+            [
+                kmeans,
+                kmeans_own_start,
+                linear_regression,
+                logistic_regression,
+                tfidf,
+                implicit_als,
+                explicit_als,
+                mlp,
+            ],
             ["daskyard", "dask", "distributed", "numpy", "scipy", "numba"],
         )
+
+
+if __name__ == "__main__":
+    main()

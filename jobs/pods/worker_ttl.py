@@ -6,6 +6,7 @@ for two workers and for thousands, whose heartbeats a busy scheduler gets to lat
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from distributed import Scheduler
@@ -27,10 +28,18 @@ def dask_setup(scheduler: Scheduler) -> None:
     if not least_s:
         return
 
+    every_s, looked_at = min(_LOOK_EVERY_S, least_s / 4), time.time()
+
     async def look() -> None:
+        nonlocal looked_at
+        late_s, looked_at = time.time() - looked_at - every_s, time.time()
+        if late_s > every_s:
+            # It is the scheduler that was away: its machine slept, or its process was stopped or had other work.
+            for worker in scheduler.workers.values():
+                worker.last_seen += late_s
         scheduler.worker_ttl = silence_s(least_s, len(scheduler.workers))
         await scheduler.check_worker_ttl()
 
     # Dask has not started its own one yet.
     callbacks: dict[str, Any] = scheduler.periodic_callbacks
-    callbacks["worker-ttl"] = PeriodicCallback(look, 1000 * min(_LOOK_EVERY_S, least_s / 4))
+    callbacks["worker-ttl"] = PeriodicCallback(look, 1000 * every_s)

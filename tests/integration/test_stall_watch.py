@@ -88,7 +88,9 @@ WAITS: dict[str, Callable[[Job], Any]] = {
 def test_a_wait_ends_where_the_scheduler_lost_the_graph(job: Job, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_on_graphs(job.client, monkeypatch, is_told=False)
     start = time.monotonic()
-    said = r"nothing has led to .* for 0.8 s \(.* is unknown\); its log ends with: KeyError: no graph .*; run the job again"
+    said = (
+        r"nothing has led to .* for 0.8 s \(.* is unknown\); its log ends with: KeyError: no graph .* run the job again"
+    )
     with pytest.raises(WorkersLostError, match=said):
         WAITS[how](job)
     assert time.monotonic() - start < PATIENCE_S
@@ -164,7 +166,7 @@ def test_a_runner_that_has_other_work_for_long_is_left_alone(own: Client, is_wit
 
 def test_many_keys_cost_a_bounded_look(own: Client) -> None:
     scheduler = scheduler_of(own)
-    blockers = own.map(slow, [10.0] * 2, pure=False)
+    blockers = own.map(slow, [4.0] * 2, pure=False)
     futures = own.map(slow, [0.0] * 20_000, [blockers] * 20_000, pure=False)
     while futures[0].key not in scheduler.tasks:
         time.sleep(0.05)

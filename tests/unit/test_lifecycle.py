@@ -78,7 +78,8 @@ def test_things_are_made_in_their_order_and_once(seen: Observed, action: Action 
         (over(1, "error: KeyError"), "CodeError", True),
         (over(75, "s3://a: 503", "StorageError"), "StorageUnreachable", False),
         (over(75, "s3://a: less than 64 KiB moved in 300 s", "StorageStalledError"), "StorageUnreachable", False),
-        (over(75, "3 died", "PoisonTaskError"), "PoisonTask", False),
+        (over(1, "3 died", "PoisonTaskError"), "PoisonTask", True),
+        (over(75, "3 died for the memory they took", "OutOfMemoryError"), "OutOfMemory", False),
         (over(75, "told to stop", "StoppedError"), "Retriable", False),
         (over(75, "one was lost", "WorkersLostError"), "Retriable", False),
         (replace(over(75, "", "WorkersLostError"), is_scheduler_ready=False), "SchedulerLost", False),
@@ -88,6 +89,16 @@ def test_things_are_made_in_their_order_and_once(seen: Observed, action: Action 
         (over(0), "NoManifest", False),
         (replace(over(137), troubles=[Pod("r", "runner", ended_by="OOMKilled")]), "OutOfMemory", False),
         (replace(over(75), troubles=[Pod("w", "worker", ended_by="OOMKilled")]), "OutOfMemory", False),
+        (
+            replace(over(2, "no column y", "InputError"), troubles=[Pod("w", "worker", ended_by="OOMKilled")]),
+            "WrongInput",
+            True,
+        ),
+        (
+            replace(over(1, "3 died", "PoisonTaskError"), troubles=[Pod("w", "worker", ended_by="OOMKilled")]),
+            "PoisonTask",
+            True,
+        ),
         (replace(BEGUN, troubles=[Pod("s", "scheduler", "ImagePullBackOff", "no such tag", 50)]), "ImagePull", True),
         (replace(BEGUN, troubles=[Pod("s", "scheduler", "InvalidImageName", "A:B:C")]), "ImagePull", True),
         (

@@ -22,6 +22,8 @@ containers:
       - jobs.pods.groups
       - --preload
       - jobs.pods.state
+      - --preload
+      - jobs.pods.worker_ttl
     env:
       {{- include "daskyard.env" (dict "chart" $chartEnv "user" $values.env) | nindent 6 }}
     ports:
