@@ -91,11 +91,16 @@ def run(
         Its class says whether another try is worth it.
     """
     with storage.stalling_after(spec.storage.stall_seconds):
-        return _run(spec, n_workers, memory, listener or Listener(), client)
+        return _run(spec, n_workers, memory, listener or Listener(), client, on_commit)
 
 
 def _run(
-    spec: JobSpec, n_workers: int | None, memory: str | None, listener: Listener, client: Client | None
+    spec: JobSpec,
+    n_workers: int | None,
+    memory: str | None,
+    listener: Listener,
+    client: Client | None,
+    on_commit: Callable[[RunResult], None],
 ) -> RunResult:
     if client is None:
         refuse_memory(spec)
