@@ -141,10 +141,9 @@ def plan(file: storage.StoredFile, format: str, columns: Columns, n_bytes: int, 
             raise InputError(f"{file.url}: the header is not UTF-8 text; save the file as UTF-8") from error
         delimiter = "\t" if format == "tsv" else ","
         # A second line shows whether the first one ends within quotes.
-        rows = list(csv.reader([f"{text}\n", "\n"], delimiter=delimiter))
-        if len(rows) < 2 and format == "csv":
+        if format == "csv" and len(list(csv.reader([f"{text}\n", "\n"]))) < 2:
             raise InputError(f"{file.url}: a quote in the header is not closed in the first line; rename that column")
-        names = tuple(rows[0])
+        names = tuple(next(csv.reader([text], delimiter=delimiter), []))
         _check_columns(file.url, names, columns)
     starts = range(first, file.size, n_bytes)
     is_cut = len(starts) > 1

@@ -24,6 +24,7 @@ import pytest
 from distributed import Client, Future, LocalCluster, wait
 from scipy import sparse
 
+import jobs
 from jobs import runner, sharing
 from jobs.estimators import (
     NMF,
@@ -42,7 +43,7 @@ from jobs.estimators.blocks import runner as runner_of
 from jobs.spec import parse
 from tests.threads import threads
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 # Bytes on both sides of every limit: Dask's for keywords, ours for what travels with each task.
 SIZES = [0, 1, 10_000, 99_000, 100_001, 150_000, 1 << 18, (1 << 18) + 1, 1_000_000, 10_000_000]
@@ -154,6 +155,11 @@ def test_an_object_that_dask_takes_for_small_does_not_travel_with_each_task(clie
     assert not isinstance(run.share(opaque(1_000, 1)), Future)
     # Nor does one that is small, where there are tasks enough.
     assert isinstance(sharing.share(client, array(200_000, 1), 1_000), Future)
+
+
+def test_nothing_goes_past_the_place_that_shares_values() -> None:
+    sources = [path for path in Path(jobs.__file__).parent.rglob("*.py") if "client.map(" in path.read_text()]
+    assert [path.name for path in sources] == ["sharing.py"]
 
 
 def test_what_was_shared_is_let_go(client: Client) -> None:

@@ -130,6 +130,8 @@ def test_a_quote_in_tsv_is_a_character(n_bytes: int, tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_text('user_id\titem_id\trating\n"u1\t5" pipe\t1\nu2\t"whole"\t2\n')
     assert triples(read_all(path, n_bytes=n_bytes)) == [('"u1', '5" pipe', 1.0), ("u2", '"whole"', 2.0)]
+    path.write_text('user_id\titem_id\t"rating\nu1\t2\t3\n')
+    assert triples(read_all(path, n_bytes=n_bytes)) == [("u1", 2, 3.0)]
     path.write_text('user_id\titem_id\trating\n"u\n1"\ti\t1\n')
     with pytest.raises(InputError, match=r"a\.tsv: .*columns"):
         read_all(path, n_bytes=n_bytes)
