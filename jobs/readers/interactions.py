@@ -131,7 +131,12 @@ def plan(file: storage.StoredFile, format: str, columns: Columns, n_bytes: int, 
         except UnicodeDecodeError as error:
             raise InputError(f"{file.url}: the header is not UTF-8 text; save the file as UTF-8") from error
         delimiter = "\t" if format == "tsv" else ","
-        names = tuple(next(csv.reader([text], delimiter=delimiter), []))
+        try:
+            names = tuple(next(csv.reader([text], delimiter=delimiter), []))
+        except csv.Error as error:
+            raise InputError(
+                f"{file.url}: the header line is no CSV ({error}); mend its line ends or quoting"
+            ) from error
         _check_columns(file.url, names, columns)
     starts = range(first, file.size, n_bytes)
     return [Part(file.url, format, s, min(s + n_bytes, file.size), file.size, names, is_test) for s in starts]
@@ -217,13 +222,15 @@ def _parquet_file(url: str, source: Any) -> Any:
 def _read_parquet(part: Part, columns: Columns) -> Any:
     with storage.open_input(part.url) as source:
         try:
-            return read_row_groups(
+            table = read_row_groups(
                 part.url,
                 source,
                 range(part.start, part.stop),
                 list(columns.used.values()),
                 "; ids are integers or text, ratings and times are numbers",
             )
+            table.validate(full=True)  # text that is not UTF-8 would fail where no file is known any more
+            return table
         except (pa.ArrowException, OSError) as error:
             # Errors of the storage carry a number or a cause; Arrow's own about damaged pages do not.
             if isinstance(error, OSError) and (error.errno is not None or error.__cause__ is not None):

@@ -20,7 +20,7 @@ import fsspec
 import fsspec.asyn
 from fsspec.core import url_to_fs
 
-from jobs.errors import StorageDeniedError, StorageError, StorageMissingError
+from jobs.errors import InputError, StorageDeniedError, StorageError, StorageMissingError
 from jobs.storage.errors import mapped, s3_code
 
 P = ParamSpec("P")
@@ -187,7 +187,18 @@ def list_files(url: str, suffixes: Sequence[str] = ()) -> list[StoredFile]:
     if not files:
         what = f"no files that end in {', '.join(suffixes)}" if suffixes else "no files there"
         raise StorageMissingError(f"{url}: {what}; correct the URL or put the data there")
+    for file in files:
+        if not file.url.isascii():
+            _refuse_name(file.url)
     return sorted(files, key=lambda file: file.url)
+
+
+def _refuse_name(url: str) -> None:
+    """Refuse a name of bytes that are no UTF-8: a manifest could not name the file at the end of the run."""
+    try:
+        url.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{url}: its name is not UTF-8; rename it") from error
 
 
 @_retried
