@@ -169,10 +169,10 @@ def _header(url: str, format: str) -> tuple[str, ...]:
     with storage.open_input(url) as raw, _mapped(url), _unpacked(url, raw) as file:
         # Not readline(…): fsspec's files of S3 take no limit there.
         start = file.read(_LONGEST_HEADER)
+        if len(start) == _LONGEST_HEADER and b"\n" not in start:
+            raise InputError(f"{url}: no header line in the first MiB; write one, or set input.format")
         line = start.split(b"\n", 1)[0].decode("utf-8-sig")
         names = next(csv.reader([line], delimiter=_SEPARATORS[format]), [])
-    if len(line) == len(start) == _LONGEST_HEADER:
-        raise InputError(f"{url}: no header line in the first MiB; write one, or set input.format")
     if not any(name.strip() for name in names):
         raise InputError(f"{url}: the first line names no columns; write a header line")
     return _distinct(url, names)
