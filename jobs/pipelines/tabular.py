@@ -101,12 +101,13 @@ def refuse_test_set(job: Job) -> None:
 def blocksize(job: Job) -> int:
     """Bytes of a partition: what the params say, or what the smallest worker holds many times over."""
     if job.params.blocksize_mb is not None:
-        return int(job.params.blocksize_mb * 1e6)
+        return max(int(min(job.params.blocksize_mb, _MOST_MB) * 1e6), 1)
     limit = memory_limit(job.client)
     return min(_BLOCKSIZE, limit // _BLOCKS_IN_MEMORY) if limit else _BLOCKSIZE
 
 
 _BLOCKSIZE = 32_000_000
+_MOST_MB = 1e12  # more than any storage holds
 # A partition is in memory as bytes, as text and as numbers at once; other partitions, libraries and results want room.
 _BLOCKS_IN_MEMORY = 64
 # Of all workers' memory, what the input may take to be kept there between the passes; else it is read in each of them.

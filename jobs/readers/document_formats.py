@@ -89,7 +89,10 @@ def header(url: str, format: str, columns: tuple[str, ...]) -> tuple[tuple[str, 
         raise InputError(f"{url}: no header line in the first MiB; add one, or set input.format")
     end = first + int(ends[0]) + 1 if len(ends) else len(data)
     line = _decoded(url, data[first:end], first).rstrip("\r\n")
-    names = next(csv.reader(io.StringIO(line)), []) if format == "csv" else line.split("\t")
+    try:
+        names = next(csv.reader(io.StringIO(line)), []) if format == "csv" else line.split("\t")
+    except csv.Error as error:
+        raise InputError(f"{url}: the header line is no CSV ({error}); mend the file's line ends or quoting") from error
     _check_columns(url, names, columns)
     return tuple(names), end
 
@@ -226,6 +229,8 @@ def _read_jsonl(part: Part) -> DocumentBlock:
     for line in _lines(part).to_pylist():
         try:
             row = json.loads(line)
+        except RecursionError as error:
+            raise InputError(f"{_place(part, line)}: nested too deep for JSON; mend it") from error
         except ValueError as error:
             raise InputError(f"{_place(part, line)}: not valid JSON ({error}); mend it") from error
         if not isinstance(row, dict):
@@ -236,6 +241,7 @@ def _read_jsonl(part: Part) -> DocumentBlock:
                 f"{_place(part, line)}: {part.columns[0]!r} is {type(text).__name__}, not text; "
                 "mend it, or set params.text_column"
             )
+        _refuse_half_characters(part, line, text)
         texts.append(text)
         if part.is_labelled:
             label = row.get(part.columns[1])
@@ -244,8 +250,19 @@ def _read_jsonl(part: Part) -> DocumentBlock:
                     f"{_place(part, line)}: {part.columns[1]!r} is {type(label).__name__}, not one label; "
                     "mend it, or set params.label_column"
                 )
+            _refuse_half_characters(part, line, label)
             labels.append(label if isinstance(label, (str, type(None))) else json.dumps(label))
     return _block(pa.array(texts, pa.large_string()), pa.array(labels, pa.string()) if part.is_labelled else None)
+
+
+def _refuse_half_characters(part: Part, line: str, value: Any) -> None:
+    """Refuse text such as "\\ud800", which JSON can write and no encoding takes."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(value[error.start])
+        raise InputError(f"{_place(part, line)}: {half} is half a character; write both halves, or none") from error
 
 
 def _read_folder(part: Part) -> DocumentBlock:

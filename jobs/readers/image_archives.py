@@ -18,7 +18,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import IO, Any, Self
@@ -40,6 +40,7 @@ _DAMAGED = (
     ValueError,  # names that are no text, sizes below 0
     struct.error,
 )
+_BAD_BZIP2 = "Invalid data stream"  # bz2 has no class of its own for it
 _ZIP_BYTES = 32 << 20
 _ZIP_MEMBERS = 4096
 _N_READERS = 8
@@ -141,8 +142,7 @@ def _read_zip(url: str, entries: list[Entry]) -> Iterator[tuple[Entry, bytes]]:
 
 def _unpack_tar(url: str, scratch: str) -> list[Entry]:
     entries: list[Entry] = []
-    zips = _Zips(scratch)
-    with _decompressed(url) as stream:
+    with closing(_Zips(scratch)) as zips, _decompressed(url) as stream:
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_BoundedTarInfo) as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.isfile() else None
@@ -152,7 +152,7 @@ def _unpack_tar(url: str, scratch: str) -> list[Entry]:
                     entries.append(zips.add(_checked_name(place, member.name), content.read()))
         while stream.read(1 << 20):  # a check sum at the end tells whether the file is whole
             pass
-    zips.flush()
+        zips.flush()
     return entries
 
 
@@ -183,6 +183,10 @@ class _Zips:
         self._zip.close()
         storage.write_bytes(self._url, self._buffer.getvalue())
         self._open()
+
+    def close(self) -> None:
+        """Forget what was not written."""
+        self._zip.close()
 
 
 class _BoundedTarInfo(tarfile.TarInfo):
@@ -241,9 +245,15 @@ def _decompressed(url: str) -> Iterator[IO[bytes]]:
         opener = openers.get(url.lower()[-2:])
         if opener is None:
             yield file
-        else:
+            return
+        try:
             with opener(file) as stream:
                 yield stream
+        except OSError as error:
+            # To storage, which maps what leaves this block, it would be an answer worth another try.
+            if isinstance(error, gzip.BadGzipFile) or str(error) == _BAD_BZIP2:
+                raise zlib.error(str(error)) from error
+            raise
 
 
 @contextmanager

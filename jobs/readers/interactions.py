@@ -140,10 +140,17 @@ def plan(file: storage.StoredFile, format: str, columns: Columns, n_bytes: int, 
         except UnicodeDecodeError as error:
             raise InputError(f"{file.url}: the header is not UTF-8 text; save the file as UTF-8") from error
         delimiter = "\t" if format == "tsv" else ","
-        # A second line shows whether the first one ends within quotes.
-        if format == "csv" and len(list(csv.reader([f"{text}\n", "\n"]))) < 2:
-            raise InputError(f"{file.url}: a quote in the header is not closed in the first line; rename that column")
-        names = tuple(next(csv.reader([text], delimiter=delimiter), []))
+        try:
+            # A second line shows whether the first one ends within quotes.
+            if format == "csv" and len(list(csv.reader([f"{text}\n", "\n"]))) < 2:
+                raise InputError(
+                    f"{file.url}: a quote in the header is not closed in the first line; rename that column"
+                )
+            names = tuple(next(csv.reader([text], delimiter=delimiter), []))
+        except csv.Error as error:
+            raise InputError(
+                f"{file.url}: the header line is no CSV ({error}); mend its line ends or quoting"
+            ) from error
         _check_columns(file.url, names, columns)
     starts = range(first, file.size, n_bytes)
     is_cut = len(starts) > 1
@@ -236,13 +243,15 @@ def _parquet_file(url: str, source: Any) -> Any:
 def _read_parquet(part: Part, columns: Columns) -> Any:
     with storage.open_input(part.url) as source:
         try:
-            return read_row_groups(
+            table = read_row_groups(
                 part.url,
                 source,
                 range(part.start, part.stop),
                 list(columns.used.values()),
                 "; ids are integers or text, ratings and times are numbers",
             )
+            table.validate(full=True)  # text that is not UTF-8 would fail where no file is known any more
+            return table
         except (pa.ArrowException, OSError) as error:
             # Errors of the storage carry a number or a cause; Arrow's own about damaged pages do not.
             if isinstance(error, OSError) and (error.errno is not None or error.__cause__ is not None):

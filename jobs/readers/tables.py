@@ -11,6 +11,7 @@ import csv
 import gzip
 import itertools
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -168,13 +169,17 @@ def _header(url: str, format: str) -> tuple[str, ...]:
     with storage.open_input(url) as raw, _mapped(url), _unpacked(url, raw) as file:
         # Not readline(…): fsspec's files of S3 take no limit there.
         start = file.read(_LONGEST_HEADER)
+        if len(start) == _LONGEST_HEADER and b"\n" not in start:
+            raise InputError(f"{url}: no header line in the first MiB; write one, or set input.format")
         line = start.split(b"\n", 1)[0].decode("utf-8-sig")
-    if len(line) == len(start) == _LONGEST_HEADER:
-        raise InputError(f"{url}: no header line in the first MiB; write one, or set input.format")
-    names = next(csv.reader([line], delimiter=_SEPARATORS[format]), [])
+        names = next(csv.reader([line], delimiter=_SEPARATORS[format]), [])
     if not any(name.strip() for name in names):
         raise InputError(f"{url}: the first line names no columns; write a header line")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    return _distinct(url, names)
+
+
+def _distinct(url: str, names: Sequence[str]) -> tuple[str, ...]:
+    twice = sorted(name for name, n in Counter(names).items() if n > 1)
     if twice:
         raise InputError(f"{url}: column {twice[0]!r} stands twice in the header; rename one")
     return tuple(names)
@@ -249,7 +254,7 @@ def _rest_of_line(stored: StoredFile, file: IO[bytes], begin: int, data: bytes) 
 def _cut_parquet(file: StoredFile, blocksize: int) -> list[Part]:
     with storage.open_input(file.url) as handle, _mapped(file.url):
         metadata = pq.ParquetFile(handle).metadata
-        columns = tuple(metadata.schema.to_arrow_schema().names)
+        columns = _distinct(file.url, metadata.schema.to_arrow_schema().names)
     parts: list[Part] = []
     start = size = 0
     for group in range(metadata.num_row_groups):
@@ -265,7 +270,7 @@ def _cut_parquet(file: StoredFile, blocksize: int) -> list[Part]:
 def _read_parquet(part: Part, columns: Sequence[str]) -> pa.Table:
     with storage.open_input(part.file.url, etag=part.file.etag) as handle, _mapped(part.file.url):
         table = read_row_groups(part.file.url, handle, range(part.start, part.stop), columns, _NESTED)
-    return _plain(part.file.url, table)
+        return _plain(part.file.url, table)
 
 
 def _plain(url: str, table: pa.Table) -> pa.Table:
@@ -275,6 +280,7 @@ def _plain(url: str, table: pa.Table) -> pa.Table:
         if pa.types.is_decimal(kind):
             kind = pa.float64()
         elif pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            table.column(place).validate(full=True)  # else it fails where no file is known any more
             kind = pa.string()
         elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise InputError(f"{url}: column {field.name!r} is of type {kind}{_NESTED}")
@@ -300,6 +306,8 @@ def _mapped(url: str) -> Iterator[None]:
         raise InputError(
             f"{url}: not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8"
         ) from error
+    except csv.Error as error:
+        raise InputError(f"{url}: the header line is no CSV ({error}); mend the file's line ends or quoting") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{url}: damaged or cut gzip file ({error}); write it again") from error
     except pa.ArrowException as error:
@@ -313,6 +321,8 @@ def _mapped(url: str) -> Iterator[None]:
 
 def _of_arrow(url: str, error: Exception) -> InputError:
     cause = str(error).strip().splitlines()[0]
+    if "straddling" in cause:
+        return InputError(f"{url}: a row is longer than 1 MiB; mend the file's line ends or quoting")
     if "UTF8" in cause:
         return InputError(f"{url}: not UTF-8 text ({cause}); convert it to UTF-8")
     if "CSV" in cause:

@@ -98,7 +98,7 @@ def _plain(value: Any, place: str, path: tuple[str, ...]) -> Any:
         case str():
             return _whole_text(value, place, path)
         case int():
-            if not -(2**63) <= value < 2**64:
+            if not -(2**63) <= value < 2**63:
                 # Not the number itself: Python does not write one of more than 4,300 digits.
                 raise _refusal(place, path, "a number beyond 64 bits; write a smaller one")
             return value
@@ -120,6 +120,8 @@ def _plain(value: Any, place: str, path: tuple[str, ...]) -> Any:
 
 
 def _whole_text(text: str, place: str, path: tuple[str, ...]) -> str:
+    if "\0" in text:
+        raise _refusal(place, path, f"{ascii(text)[:_SHOWN]} holds a NUL, which no name has; correct it")
     if text.isascii():
         return text
     try:

@@ -15,7 +15,7 @@ class KMeansParams(TableParams):
 
     n_clusters: int = Field(8, ge=1, description="Number of clusters.")
     standardise: bool = Field(True, description="Whether columns of numbers are scaled to variance 1 first.")
-    n_init: int = Field(3, ge=1, description="Starts; the one of least inertia is kept.")
+    n_init: int = Field(3, ge=1, le=10_000, description="Starts; the one of least inertia is kept.")
     max_iter: int = Field(300, ge=1, description="Iterations of a start at most.")
     tol: float = Field(
         1e-4, ge=0, description="A start ends when the centres move less than this share of the mean variance."

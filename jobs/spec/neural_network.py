@@ -26,7 +26,9 @@ class NeuralNetworkParams(TableParams):
     task: Literal["auto", "classification", "regression"] = Field(
         "auto", description="auto: regression for a target of numbers with more than 20 distinct values."
     )
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((64, 32), description="Units of each hidden layer.")
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
+        (64, 32), description="Units of each hidden layer."
+    )
     epochs: int = Field(20, ge=1, description="Passes over the training rows.")
     batch_size: int = Field(256, ge=1, description="Rows of a step, over all ranks.")
     micro_batch_size: int = Field(128, ge=1, description="Rows of one forward pass; a step's are dealt to the ranks.")

@@ -52,11 +52,11 @@ class RecommenderParams(Params):
     )
     rank: int = Field(64, ge=1, le=1024, description="Length of the factor vectors.")
     regularization: float | None = Field(
-        None, gt=0, description="L2 weight of the factors; null is 14 (explicit) or 30 (implicit)."
+        None, gt=0, le=1e12, description="L2 weight of the factors; null is 14 (explicit) or 30 (implicit)."
     )
-    bias_regularization: float = Field(4.0, gt=0, description="L2 weight of the biases (explicit).")
+    bias_regularization: float = Field(4.0, gt=0, le=1e12, description="L2 weight of the biases (explicit).")
     alpha: float = Field(
-        2.0, gt=0, description="Confidence that one unit of value adds to the 1 of all pairs (implicit)."
+        2.0, gt=0, le=1e9, description="Confidence that one unit of value adds to the 1 of all pairs (implicit)."
     )
     n_iterations: int = Field(10, ge=1, le=1000, description="Iterations of alternating least squares.")
     n_cg_steps: int = Field(

@@ -19,7 +19,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from jobs.errors import StorageDeniedError, StorageError, StorageMissingError, without_passwords
+from jobs.errors import InputError, StorageDeniedError, StorageError, StorageMissingError, without_passwords
 from jobs.storage.errors import changed, mapped, s3_code
 from jobs.storage.tries import retried
 
@@ -216,7 +216,18 @@ def list_files(url: str, suffixes: Sequence[str] = ()) -> list[StoredFile]:
     if not files:
         what = f"no files that end in {', '.join(suffixes)}" if suffixes else "no files there"
         raise StorageMissingError(f"{url}: {what}; correct the URL or put the data there")
+    for file in files:
+        if not file.url.isascii():
+            _refuse_name(file.url)
     return sorted(files, key=lambda file: file.url)
+
+
+def _refuse_name(url: str) -> None:
+    """Refuse a name of bytes that are no UTF-8: a manifest could not name the file at the end of the run."""
+    try:
+        url.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{url}: its name is not UTF-8; rename it") from error
 
 
 @retried
