@@ -383,6 +383,15 @@ def test_a_flipped_byte_is_found(s3: str, proxy: S3Proxy, reader: str, has_check
     assert caught.value.exit_code == 75
 
 
+@pytest.mark.parametrize("reader", ["pandas", "pyarrow"])
+def test_libraries_that_read_a_file_do_not_hide_that_it_stalled(s3: str, proxy: S3Proxy, reader: str) -> None:
+    url = f"{s3}/data"
+    storage.write_bytes(url, big_parquet(90_000) if reader == "pyarrow" else b"a,b\n" + b"10,20\n" * 12_000)
+    proxy.add(Rule("silent", method="GET"))
+    with storage.stalling_after(STALL_S), pytest.raises(StorageStalledError, match="data: less than 64 KiB"):
+        READERS[reader](url)
+
+
 @pytest.mark.parametrize("size", [(8 << 20) + 1, 60 << 20])
 @pytest.mark.parametrize("reader", ["whole", "file"])
 def test_a_flipped_byte_in_a_large_object_is_found_where_all_of_it_is_read(
