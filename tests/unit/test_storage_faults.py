@@ -581,6 +581,12 @@ def test_an_untrusted_certificate_is_named_at_once(
             storage.write_bytes(f"{s3}/a", b"1")
         assert caught.value.exit_code == 2
         assert time.monotonic() - begin < LONGEST_S
+        for bundle in ("/no/such/file.pem", str(path.parent), "/dev/null"):
+            monkeypatch.setenv("AWS_CA_BUNDLE", bundle)
+            s3fs.S3FileSystem.clear_instance_cache()
+            with pytest.raises(StorageDeniedError, match=r"authorities cannot be read: .*AWS_CA_BUNDLE"):
+                storage.write_bytes(f"{s3}/a", b"1")
+        assert time.monotonic() - begin < LONGEST_S
         monkeypatch.setenv("AWS_CA_BUNDLE", str(path))
         s3fs.S3FileSystem.clear_instance_cache()
         storage.write_bytes(f"{s3}/a", b"1")
