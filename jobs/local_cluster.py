@@ -11,11 +11,10 @@ import logging
 import os
 import secrets
 import socket
-import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -31,6 +30,7 @@ from tornado.web import HTTPError, RequestHandler
 from jobs.environment import restored
 from jobs.errors import SpecError
 from jobs.local_worker import NO_ROOM
+from jobs.temporary import held_folder
 
 _LINK = "distributed.dashboard.link"
 # Longer than any run; the key is gone with the processes that know it.
@@ -61,13 +61,13 @@ def started(n_workers: int, memory_limit: int, settings: Mapping[str, Any]) -> I
         # Nannies leave here what they set for workers; the next cluster would take it for the user's.
         restored(dask.config.get("distributed.nanny.pre-spawn-environ")),
         room_for_temporary_files(),
-        _folder() as folder,
+        held_folder("workers", _parent()) as folder,
     ):
         common = {
             "host": f"[{host}]" if ":" in host else host,
             "protocol": "tls://",
             "security": security,
-            "local_directory": folder,
+            "local_directory": str(folder),
         }
         worker = {
             "cls": Nanny,
@@ -161,25 +161,10 @@ def room_for_temporary_files() -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _folder() -> Iterator[str]:
-    """Yield a folder for what workers spill, which other users can't read.
-
-    The same for all runs of a user: Dask then removes what a killed run left there.
-    """
-    parent = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
-    folder = os.path.join(parent, f"daskyard-workers-{os.geteuid()}")
-    try:
-        os.mkdir(folder, 0o700)
-    except FileExistsError:
-        found = os.lstat(folder)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            # Somebody else was there first, who could exchange what lies in it.
-            with tempfile.TemporaryDirectory(prefix="daskyard-workers-", dir=parent) as other:
-                yield other
-            return
-        os.chmod(folder, 0o700)
-    yield folder
+def _parent() -> Path | None:
+    """Return the folder that the user has Dask write temporary files to, if any."""
+    chosen = dask.config.get("temporary-directory", None)
+    return None if chosen is None else Path(chosen)
 
 
 def _preloads() -> dict[str, list[str]]:

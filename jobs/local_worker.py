@@ -21,7 +21,8 @@ _OF_A_TASK, _OF_SPILLING = "Compute Failed", "Spill to disk failed"
 def dask_setup(worker: Any) -> None:
     """Keep Dask's report of a failed task out of the worker's log, which is the terminal of whoever started the job.
 
-    With it go warnings of what is harmless as a cluster ends: connections that were begun and not taken.
+    With it go warnings of what is harmless: connections that were begun and not taken as a cluster ends, and messages
+    without a size.
     """
 
     def is_shown(record: logging.LogRecord) -> bool:
@@ -34,7 +35,8 @@ def dask_setup(worker: Any) -> None:
     logging.getLogger("distributed.spill").addFilter(is_shown)
     if not dask.config.get(DEBUG, False):
         logging.getLogger("distributed.worker").addFilter(_is_not_of_a_task)
-        logging.getLogger("distributed.comm.tcp").setLevel(logging.ERROR)
+        for name in ("distributed.comm.tcp", "distributed.sizeof"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _is_not_of_a_task(record: logging.LogRecord) -> bool:
