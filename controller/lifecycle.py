@@ -83,6 +83,7 @@ _REASONS = {
     "StorageDeniedError": "StorageDenied",
     "StorageMissingError": "StorageMissing",
     "StorageError": "StorageUnreachable",
+    "StorageStalledError": "StorageUnreachable",
     "PoisonTaskError": "PoisonTask",
 }
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")

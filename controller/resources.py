@@ -81,6 +81,7 @@ class MLJobSpec(Resource):
     output: str = Field(min_length=1, description="The URL under which the run's folder is made.")
     run_id: str | None = Field(None, pattern=RUN_ID, description="Name of the run's folder; by default the job's.")
     tune: Anything | None = Field(None, description="A search over params before the run.")
+    storage: Anything | None = Field(None, description="How to deal with storage, such as stall_seconds.")
     runtime: Label = Field("default", description="An MLRuntime of this namespace.")
     workers: Annotated[dict[str, WorkerGroup], AfterValidator(_ordered)] = Field(
         {"cpu": WorkerGroup()}, min_length=1, max_length=MAX_GROUPS, description="Worker groups by name."
@@ -123,6 +124,7 @@ class MLJobSpec(Resource):
             "output": self.output,
             "run_id": self.run_id or name,
             **({"tune": self.tune} if self.tune is not None else {}),
+            **({"storage": self.storage} if self.storage is not None else {}),
         }
         return parse(content, "spec")
 

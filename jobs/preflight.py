@@ -43,6 +43,11 @@ def check(spec: JobSpec) -> Preflight:
     DaskyardError
         Its class says whether another try is worth it, as that of a run's does.
     """
+    with storage.stalling_after(spec.storage.stall_seconds):
+        return _check(spec)
+
+
+def _check(spec: JobSpec) -> Preflight:
     refuse_memory(spec)
     run_url = storage.join(spec.output, spec.name)
     if committed_of(spec) is not None:

@@ -37,6 +37,7 @@ from jobs.plain import plain
 from jobs.preflight import committed_of, refuse_memory, taken_over
 from jobs.report import html
 from jobs.spec import JobSpec
+from jobs.storage_limits import limit_storage_of_workers
 from jobs.telling import Telling
 from jobs.tuning.report import tuning_sections
 from jobs.tuning.trials import remove_records, tuned
@@ -87,7 +88,18 @@ def run(
     DaskyardError
         Its class says whether another try is worth it.
     """
-    listener = listener or Listener()
+    with storage.stalling_after(spec.storage.stall_seconds):
+        return _run(spec, n_workers, memory, listener or Listener(), client, on_commit)
+
+
+def _run(
+    spec: JobSpec,
+    n_workers: int | None,
+    memory: str | None,
+    listener: Listener,
+    client: Client | None,
+    on_commit: Callable[[RunResult], None],
+) -> RunResult:
     if client is None:
         refuse_memory(spec)
     run_url = storage.join(spec.output, spec.name)
@@ -135,6 +147,7 @@ def _attempted(spec: JobSpec, client: Client, attempt: Attempt, listener: Listen
     # The job needs somewhere to write: hear that it may not now, rather than after an hour of training.
     job.write_json("spec.json", spec.model_dump(mode="json"))
     give_freed_memory_back(client)
+    limit_storage_of_workers(client, spec.storage.stall_seconds)
     watch = MemoryWatch(client)
     with tempfile.TemporaryDirectory(prefix="daskyard-") as folder:
         dask_report = Path(folder) / "dask-report.html"

@@ -1,9 +1,9 @@
 """`python -m tests.kills --n 200 --seed 7`: `daskyard run` killed at random, read, and run again.
 
-SIGKILL, SIGTERM and SIGINT go round. Half of the kills strike within 100 ms around the commit: after the PUT of the last
-file, or of the manifest, has come to the proxy before the S3 server, which delays or spoils some of the manifests. After
-each kill the reader looks, and looks again once what was held back has landed; then the run is run again, and has to end
-well, with the figures of a run that nothing happened to. Ends with 0 where nothing is lost, hangs or is unclear.
+SIGKILL, SIGTERM and SIGINT go round. Half of the kills strike within 100 ms around the commit: after the PUT of the
+last file, or of the manifest, has come to the proxy before the S3 server, which delays or spoils some of the manifests.
+After each kill the reader looks, and looks again once what was held back has landed; then the run is run again, and has
+to end well, with the figures of a run that nothing happened to. Ends with 0 where nothing is lost, hangs or is unclear.
 """
 
 from __future__ import annotations
@@ -86,53 +86,64 @@ def start(job_file: Path, run_id: str, scheduler: str) -> subprocess.Popen[bytes
     )
 
 
-def kill(n: int, seed: int, proxy: S3Proxy, reader: Reader, job_file: Path, client: Client) -> Kills:
+@dataclass(frozen=True)
+class Place:
+    """Where runs are killed: the job, the cluster, what lies before storage, and who reads."""
+
+    job_file: Path
+    client: Client
+    proxy: S3Proxy
+    reader: Reader
+
+    def url(self, run_id: str) -> str:
+        """URL of a run."""
+        return f"{spec.load(str(self.job_file)).output}/{run_id}"
+
+    def start(self, run_id: str) -> subprocess.Popen[bytes]:
+        """Start a run."""
+        return start(self.job_file, run_id, self.client.scheduler.address)
+
+
+def kill(n: int, seed: int, place: Place) -> Kills:
     """Kill `n` runs and tell what came of it."""
     chance = random.Random(seed)
     kills = Kills()
-    scheduler = client.scheduler.address
     begin = time.monotonic()
-    process = start(job_file, "reference", scheduler)
+    process = place.start("reference")
     _, errors = process.communicate(timeout=OVER_S)
     assert process.returncode == 0, errors.decode()
     whole_s = time.monotonic() - begin
-    output = spec.load(str(job_file)).output
-    reference = reader.manifest(f"{output}/reference")
+    reference = place.reader.manifest(place.url("reference"))
     assert reference is not None
     for number in range(n):
-        sent = SIGNALS[number % len(SIGNALS)]
         run_id = f"kill-{seed}-{number}"
-        _kill_one(
-            f"{output}/{run_id}", run_id, sent, number % 2 == 0, whole_s, chance, kills, proxy, reader, job_file, client
-        )
-        _run_again(f"{output}/{run_id}", run_id, reference, kills, reader, job_file, client)
+        moment = None if number % 2 else chance.choice(["/report.html", "/manifest.json"])
+        _kill_one(place, run_id, SIGNALS[number % len(SIGNALS)], moment, whole_s, chance, kills)
+        _run_again(place, run_id, reference, kills)
     return kills
 
 
 def _kill_one(
-    run_url: str,
+    place: Place,
     run_id: str,
     sent: signal.Signals,
-    is_near: bool,
+    moment: str | None,
     whole_s: float,
     chance: random.Random,
     kills: Kills,
-    proxy: S3Proxy,
-    reader: Reader,
-    job_file: Path,
-    client: Client,
 ) -> None:
+    """Kill a run, within 100 ms after the PUT of a file where there is a `moment`; look at what it left."""
+    proxy, reader, run_url = place.proxy, place.reader, place.url(run_id)
     proxy.clear()
     spoilt = chance.choice(SPOILT)
     if spoilt:
         key = f"{run_id}/manifest.json"
         proxy.add(Rule(spoilt, method="PUT", key=key, last=1, seconds=chance.uniform(0.05, 1.0)))  # type: ignore[arg-type]
-    process = start(job_file, run_id, client.scheduler.address)
-    if is_near:
-        awaited = chance.choice(["/report.html", "/manifest.json"])
+    process = place.start(run_id)
+    if moment is not None:
         deadline = time.monotonic() + OVER_S
         while process.poll() is None and time.monotonic() < deadline:
-            if any(s.method == "PUT" and run_id in s.target and s.target.endswith(awaited) for s in proxy.seen()):
+            if any(s.method == "PUT" and run_id in s.target and s.target.endswith(moment) for s in proxy.seen()):
                 break
             time.sleep(0.001)
         time.sleep(chance.uniform(0, NEAR_S))
@@ -149,7 +160,7 @@ def _kill_one(
         kills.faults.append(f"hanging: {run_id}")
         return
     kills.n += 1
-    kills.n_near += is_near
+    kills.n_near += moment is not None
     kills.ends[f"{sent.name} {process.returncode}" if was_running else "before its kill"] += 1
     try:
         before = reader.manifest(run_url)
@@ -168,15 +179,14 @@ def _kill_one(
         kills.faults.append(f"unclear: {run_id}: committed, and ended with {process.returncode}: {text}")
 
 
-def _run_again(
-    run_url: str, run_id: str, reference: Manifest, kills: Kills, reader: Reader, job_file: Path, client: Client
-) -> None:
+def _run_again(place: Place, run_id: str, reference: Manifest, kills: Kills) -> None:
+    run_url = place.url(run_id)
     try:
-        result = runner.run(spec.load(str(job_file), run_id=run_id), client=client)
-        manifest = reader.manifest(run_url)
+        result = runner.run(spec.load(str(place.job_file), run_id=run_id), client=place.client)
+        manifest = place.reader.manifest(run_url)
         if manifest != result.manifest or manifest.metrics != reference.metrics:
             kills.faults.append(f"lost: {run_id}: the run that was run again is another than it should be")
-        left = reader.keys(run_url)
+        left = place.reader.keys(run_url)
         whole = {"manifest.json", *(f"attempts/{result.manifest.attempt}/{f.name}" for f in result.manifest.files)}
         if not result.was_committed and left != whole:
             kills.faults.append(f"unclear: {run_id}: left there: {sorted(left ^ whole)}")
@@ -201,7 +211,8 @@ def main() -> int:
             cluster.start_worker()
             with Client(cluster.address) as client:
                 client.wait_for_workers(1, timeout=60)
-                kills = kill(options.n, options.seed, proxy, reader, write_job(f"s3://{bucket}", folder), client)
+                place = Place(write_job(f"s3://{bucket}", folder), client, proxy, reader)
+                kills = kill(options.n, options.seed, place)
         finally:
             cluster.stop()
             reader.close()

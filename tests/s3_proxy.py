@@ -17,7 +17,7 @@ held            the request itself is held `seconds`, or until `release`; it goe
 lost            the request is applied, then the connection is reset
 cut             half of the answer's body comes, then the connection closes; `part="request"`: half of the request's
                 body reaches the server, then both connections close
-trickling       the answer's body comes at 1 byte in `pace_s`; `part="head"`: its head too; `part="request"`: the
+trickling       the answer's body comes at `step` bytes in `pace_s`; `part="head"`: its head too; `part="request"`: the
                 request's body is read at that pace
 silent          the request is read, not applied, never answered
 refused         503 SlowDown; where no connection at all is to be had: `with proxy.down():`
@@ -31,7 +31,7 @@ conflict        409 ConditionalRequestConflict
 unimplemented   501 NotImplemented
 =============== ====================================================================================================
 
-Answers of the proxy's own to a HEAD have no body, as those of S3.
+Before any of it, the proxy waits `delay_s`. Answers of its own to a HEAD have no body, as those of S3.
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ class Rule:
     within_s: float = float("inf")
     seconds: float = 3600.0
     pace_s: float = 1.0
+    step: int = 1
+    delay_s: float = 0.0
     part: Literal["answer", "head", "request"] = "answer"
     status: int | None = None
     code: str | None = None
@@ -283,6 +285,7 @@ class S3Proxy:
         request = _Request(request.method, request.target, request.headers, await _body(reader, request.headers, size))
         if rule is None:
             return await _send(writer, *await self._forward(request))
+        await asyncio.sleep(rule.delay_s)
         match rule.kind:
             case "late":
                 answer = await self._forward(request)
@@ -301,7 +304,7 @@ class S3Proxy:
                 await _send(writer, head, body[: len(body) // 2])
             case "trickling":
                 head, body = await self._forward(request)
-                await _trickle(writer, rule.pace_s, *((head, body) if rule.part == "answer" else (b"", head + body)))
+                await _trickle(writer, rule, *((head, body) if rule.part == "answer" else (b"", head + body)))
             case "flipped":
                 head, body = await self._forward(request)
                 middle = len(body) // 2
@@ -352,8 +355,8 @@ class S3Proxy:
 
     async def _spoil_request(self, rule: Rule, request: _Request, reader: asyncio.StreamReader, size: int) -> None:
         if rule.kind == "trickling":
-            for _ in range(size):
-                await reader.readexactly(1)
+            for _ in range(size // rule.step):
+                await reader.readexactly(rule.step)
                 await asyncio.sleep(rule.pace_s)
             return
         half = await reader.readexactly(size // 2)
@@ -438,12 +441,12 @@ async def _send(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> bool:
     return True
 
 
-async def _trickle(writer: asyncio.StreamWriter, pace_s: float, head: bytes, body: bytes) -> None:
+async def _trickle(writer: asyncio.StreamWriter, rule: Rule, head: bytes, body: bytes) -> None:
     writer.write(head)
-    for n in range(len(body)):
-        writer.write(body[n : n + 1])
+    for at in range(0, len(body), rule.step):
+        writer.write(body[at : at + rule.step])
         await writer.drain()
-        await asyncio.sleep(pace_s)
+        await asyncio.sleep(rule.pace_s)
 
 
 def _answer(status: int, body: str, headers: str = "") -> tuple[bytes, bytes]:

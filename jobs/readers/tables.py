@@ -184,7 +184,7 @@ def _parsed(part: Part, data: bytes, columns: Sequence[str], numbers: Collection
 
 
 def _unpacked_lines(part: Part) -> bytes:
-    with storage.open_input(part.file.url) as raw, _mapped(part.file.url), gzip.open(raw) as file:
+    with storage.open_input(part.file.url, etag=part.file.etag) as raw, _mapped(part.file.url), gzip.open(raw) as file:
         file.readline()
         data: bytes = file.read()
         return data
@@ -192,7 +192,7 @@ def _unpacked_lines(part: Part) -> bytes:
 
 def _lines_between(part: Part) -> bytes:
     """Return the lines that begin in the part, without the header; the last may end behind it."""
-    with storage.open_input(part.file.url, block_size=1 << 20) as file:
+    with storage.open_input(part.file.url, etag=part.file.etag, block_size=1 << 20) as file:
         if part.start == 0:
             file.readline()
         else:
@@ -221,7 +221,7 @@ def _cut_parquet(file: StoredFile, blocksize: int) -> list[Part]:
 
 
 def _read_parquet(part: Part, columns: Sequence[str]) -> pa.Table:
-    with storage.open_input(part.file.url) as handle, _mapped(part.file.url):
+    with storage.open_input(part.file.url, etag=part.file.etag) as handle, _mapped(part.file.url):
         table = pq.ParquetFile(handle).read_row_groups(range(part.start, part.stop), columns=list(columns))
     return _plain(part.file.url, table.select(list(columns)))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from jobs.errors import without_passwords
 
 
 class StrictModel(BaseModel):
@@ -13,6 +15,17 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=False
     )
+
+
+def _without_password(url: str) -> str:
+    """A job file is kept in manifests and clusters, and printed."""
+    if without_passwords(url) != url:
+        raise ValueError("holds a password; take it out and give credentials by the environment (AWS_…, FSSPEC_…)")
+    return url
+
+
+# The URL of a file or a folder.
+Place = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
 
 
 class Params(StrictModel):
@@ -46,9 +59,9 @@ class PartitionedParams(Params):
 class Input(StrictModel):
     """Where the data is."""
 
-    url: str = Field(min_length=1, description="A file, a folder or a glob: s3://, file://, memory:// or a plain path.")
-    test_url: str | None = Field(
-        None, min_length=1, description="A test set of its own; without it, a share of the data is set aside."
+    url: Place = Field(description="A file, a folder or a glob: s3://, file://, memory:// or a plain path.")
+    test_url: Place | None = Field(
+        None, description="A test set of its own; without it, a share of the data is set aside."
     )
     format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "folder", "cifar10", "idx"] = Field(
         "auto", description="How to read it; auto goes by the names of the files."

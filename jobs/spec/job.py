@@ -25,13 +25,14 @@ from pydantic import (
 )
 
 from jobs.errors import SpecError
-from jobs.spec.base import Input, Params, StrictModel
+from jobs.spec.base import Input, Params, Place, StrictModel
 from jobs.spec.group_by import GroupByParams
 from jobs.spec.image_classification import ImageClassificationParams
 from jobs.spec.kmeans import KMeansParams
 from jobs.spec.linear_regression import LinearRegressionParams
 from jobs.spec.neural_network import NeuralNetworkParams
 from jobs.spec.recommender import RecommenderParams
+from jobs.spec.storage import Storage
 from jobs.spec.text_mining import TextMiningParams
 from jobs.spec.tune import KINDS, Range, Tune
 
@@ -55,13 +56,14 @@ class JobSpec(StrictModel):
     pipeline: str = Field(description="Which pipeline: " + ", ".join(PIPELINES) + ".")
     params: SerializeAsAny[Params] = Field(Params(), validate_default=True, description="The pipeline's params.")
     input: Input = Field(description="Where the data is: a URL, or a mapping with url, test_url and format.")
-    output: str = Field(min_length=1, description="The URL under which the run's folder is made.")
+    output: Place = Field(description="The URL under which the run's folder is made.")
     run_id: str | None = Field(
         None,
         pattern=RUN_ID,
         description="Name of the run's folder; by default derived from the spec: the same spec is the same run.",
     )
     tune: Tune | None = Field(None, description="A search over params before the run, which takes the best ones.")
+    storage: Storage = Field(Storage(), description="How to deal with storage; changes no result.")
 
     @field_validator("pipeline")
     @classmethod
@@ -134,8 +136,9 @@ class JobSpec(StrictModel):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what decides the result: everything but the run id."""
-        content = self.model_dump(mode="json", exclude={"run_id"} if self.tune else {"run_id", "tune"})
+        """SHA-256 of what decides the result: everything but the run id and how to deal with storage."""
+        left_out = {"run_id", "storage"} if self.tune else {"run_id", "storage", "tune"}
+        content = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -320,6 +323,8 @@ def _first_problem(error: ValidationError, content: Mapping[str, Any]) -> str:
 def _keys(path: tuple[int | str, ...], content: Mapping[str, Any]) -> list[str]:
     if path[:1] == ("params",):
         return list(PIPELINES[str(content["pipeline"])].model_fields)
+    if path[:1] == ("storage",):
+        return list(Storage.model_fields)
     if path[:1] == ("tune",):
         return list(KINDS.get(str(path[-1]), Tune).model_fields)
     return list((Input if path[:1] == ("input",) else JobSpec).model_fields)

@@ -21,6 +21,7 @@ from jobs.storage.files import (
     size_of,
     write_bytes,
 )
+from jobs.storage.tries import stalling_after
 
 __all__ = [
     "StoredFile",
@@ -37,5 +38,6 @@ __all__ = [
     "remove_tree",
     "replace",
     "size_of",
+    "stalling_after",
     "write_bytes",
 ]

@@ -36,6 +36,7 @@ _OTHER_REGION = {
 }
 _CHANGED = {"PreconditionFailed", "412"}
 _NOT_IMPLEMENTED = {"NotImplemented", "501"}
+_FULL_STATUS = 507  # of WebDAV, which MinIO and others take when their disks are full
 # Of the refusals that blame the request, those that the same request may not meet again.
 _MAY_PASS = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown", "NoSuchUpload"}
 _STATUS_MAY_PASS = {408, 409, 425, 429}
@@ -98,7 +99,9 @@ def translate(url: str, error: BaseException) -> StorageError | InputError | Non
     if _is_a(error, "ParamValidationError"):
         return StorageMissingError(f"{url}: not a valid bucket name; correct the URL")
     if isinstance(error, ValueError) and "Invalid endpoint" in str(error):
-        return StorageDeniedError(f"{url}: {_first_line(error)} is no URL; correct AWS_ENDPOINT_URL")
+        return StorageDeniedError(
+            f"{url}: {_first_line(error)} is no URL; correct AWS_ENDPOINT_URL or AWS_DEFAULT_REGION"
+        )
     if isinstance(error, (OSError, TimeoutError)) or _is_a(error, "HTTPClientError", "BotoCoreError", "ClientError"):
         return _unwell(url, _first_line(error))
     return None
@@ -119,17 +122,24 @@ def _of_code(url: str, code: str, error: BaseException) -> StorageError | InputE
     if code in _MISSING:
         return StorageMissingError(f"{url}: not found; correct the URL or put the data there")
     if code in _CHANGED:
-        return InputError(f"{url}: changed while it was read; run the job again when it is complete")
+        return changed(url)
     if code in _NOT_IMPLEMENTED:
         return StorageDeniedError(
             f"{url}: this store does not implement what was asked of it ({code}); use a store that has conditional "
             "writes (PUT with If-None-Match), such as AWS S3, MinIO or SeaweedFS of this year"
         )
     status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status == _FULL_STATUS:
+        return StorageDeniedError(f"{url}: cannot be written ({code}); free space or write elsewhere")
     if 400 <= status < 500 and status not in _STATUS_MAY_PASS and code not in _MAY_PASS:
         said = _answer(error).get("Error", {}).get("Message") or code
         return StorageDeniedError(f"{url}: storage refused the request ({code}: {said[:200]}); correct what it names")
     return _unwell(url, code)
+
+
+def changed(url: str) -> InputError:
+    """Return the error about an input that is another than it was."""
+    return InputError(f"{url}: changed while it was read; run the job again when it is complete")
 
 
 def _denied(url: str, cause: str) -> StorageDeniedError:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from jobs.errors import StorageDeniedError, StorageError, StorageMissingError, without_passwords
-from jobs.storage.errors import mapped, s3_code
+from jobs.storage.errors import changed, mapped, s3_code
 from jobs.storage.tries import retried
 
 # botocore would wait 60 s for a connection, and then do it again four times.
@@ -86,9 +87,9 @@ def _other(url: str, protocol: str) -> tuple[Any, str]:
         return fs, str(fs._strip_protocol(url))
     try:
         fs, path = url_to_fs(url)
-    except OSError:
-        raise
     except Exception as error:
+        if isinstance(error, OSError) and type(error) is not OSError:
+            raise  # the network's
         # An unknown protocol, a package that is not there, arguments that a URL does not hold: each with its own class.
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise StorageMissingError(f"{url}: cannot be used here ({said}); use s3://, file:// or a path") from error
@@ -96,10 +97,21 @@ def _other(url: str, protocol: str) -> tuple[Any, str]:
 
 
 @retried
-def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Return the bytes of `url`, or those from `start` up to, not including, `end`."""
+def read_bytes(url: str, start: int | None = None, end: int | None = None, etag: str | None = None) -> bytes:
+    """Return the bytes of `url`, or those from `start` up to, not including, `end`.
+
+    Raises
+    ------
+    InputError
+        When it is not the version that `etag`, of a StoredFile, is of.
+    """
     fs, path = options_fs(url)
     with mapped(url):
+        if _speaks(fs, "s3"):
+            content, _ = fs.read(path, start, end, None if etag is None else f'"{etag}"')
+            return bytes(content)
+        if etag is not None:
+            _refuse_another(url, fs.info(path), etag)
         return bytes(fs.cat_file(path, start=start, end=end))
 
 
@@ -244,10 +256,20 @@ def remove_tree(url: str) -> None:
 
 
 @contextmanager
-def open_input(url: str, mode: str = "rb", **options: Any) -> Iterator[IO[Any]]:
-    """Open `url` for reading, seekable; errors while reading are mapped as well."""
+def open_input(url: str, mode: str = "rb", etag: str | None = None, **options: Any) -> Iterator[IO[Any]]:
+    """Open `url` for reading, seekable; errors while reading are mapped as well.
+
+    On S3 all that is read is of one version.
+
+    Raises
+    ------
+    InputError
+        When it is not the version that `etag`, of a StoredFile, is of, or becomes another.
+    """
     fs, path = options_fs(url)
     with mapped(url), fs.open(path, mode, **options) as file:
+        if etag is not None:
+            _refuse_another(url, file.details if _speaks(fs, "s3") else fs.info(path), etag)
         yield file
 
 
@@ -258,6 +280,11 @@ def join(url: str, *parts: str) -> str:
 
 def _speaks(fs: Any, protocol: str) -> bool:
     return protocol in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def _refuse_another(url: str, info: dict[str, Any], etag: str) -> None:
+    if _etag(info) != etag:
+        raise changed(url)
 
 
 def _write(fs: Any, path: str, data: bytes, is_new: bool) -> None:
@@ -356,5 +383,7 @@ def _etag(info: dict[str, Any]) -> str:
     for key in ("ETag", "etag", "md5Hash"):
         if info.get(key):
             return str(info[key]).strip('"')
-    changed = info.get("mtime") or info.get("created") or info.get("LastModified") or ""
-    return f"{changed}-{info.get('size')}"
+    modified = info.get("mtime") or info.get("created") or info.get("LastModified") or ""
+    if isinstance(modified, datetime):  # memory:// tells the same time in two ways
+        modified = modified.timestamp()
+    return f"{modified}-{info.get('size')}"

@@ -279,7 +279,7 @@ async def _run(
             await asyncio.wait({task}, timeout=_CANCEL_S)
 
 
-class Session(AIOHTTPSession):  # type: ignore[misc]
+class Session(AIOHTTPSession):
     """The HTTP client of aiobotocore, whose connections report what they move, and which knows what is in vain."""
 
     async def send(self, request: Any) -> Any:
@@ -306,13 +306,13 @@ class _Connection(aiohttp.client_proto.ResponseHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        write = transport.write  # type: ignore[attr-defined]
+        write: Callable[[bytes], None] = transport.write  # type: ignore[attr-defined]
 
         def counted(data: bytes) -> None:
             self._n_written += len(data)
             write(data)
 
-        transport.write = counted
+        setattr(transport, "write", counted)  # noqa: B010
 
     def set_response_params(self, **options: Any) -> None:
         # Called in the task that sends the request.

@@ -35,7 +35,7 @@ CASES = {
         75,
         "did not answer",
     ),
-    "unknown protocol": ({}, "nosuch://a/b.csv", None, 2, "unknown kind of URL"),
+    "unknown protocol": ({}, "nosuch://a/b.csv", None, 2, "Protocol not known|cannot be used here"),
     "local output in the way": ({}, None, "/dev/null/runs", 2, "/dev/null"),
 }
 

@@ -77,6 +77,7 @@ def test_things_are_made_in_their_order_and_once(seen: Observed, action: Action 
         (over(2, "a.csv: no column y", "InputError"), "WrongInput", True),
         (over(1, "error: KeyError"), "CodeError", True),
         (over(75, "s3://a: 503", "StorageError"), "StorageUnreachable", False),
+        (over(75, "s3://a: less than 64 KiB moved in 300 s", "StorageStalledError"), "StorageUnreachable", False),
         (over(75, "3 died", "PoisonTaskError"), "PoisonTask", False),
         (over(75, "told to stop", "StoppedError"), "Retriable", False),
         (over(75, "one was lost", "WorkersLostError"), "Retriable", False),

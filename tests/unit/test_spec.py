@@ -25,6 +25,25 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
+def test_how_to_deal_with_storage_changes_no_run_id(tmp_path: Path) -> None:
+    job = load(write(tmp_path, GOOD + "storage: {stall_seconds: 10}\n"))
+    assert job.storage.stall_seconds == 10
+    assert job.name == load(write(tmp_path, GOOD)).name
+    assert parse(job.model_dump(mode="json")).digest == job.digest
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["input: 's3://KEY:s3cr/et@b/a'", "input: {url: a, test_url: 'https://u:s3cr-et@h/a'}", "output: 's3://k:s3cr@b'"],
+)
+def test_a_password_in_a_url_is_refused_and_not_repeated(tmp_path: Path, place: str) -> None:
+    key = place.split(":")[0]
+    text = "\n".join(line for line in GOOD.splitlines() if not line.startswith(f"{key}:"))
+    with pytest.raises(SpecError, match=rf"{key}.*holds a password; take it out") as caught:
+        load(write(tmp_path, f"{text}\n{place}\n"))
+    assert "s3cr" not in str(caught.value)
+
+
 def test_a_job_file_becomes_a_typed_frozen_object(tmp_path: Path) -> None:
     spec = load(write(tmp_path, GOOD))
     assert isinstance(spec.params, KMeansParams)
@@ -87,6 +106,8 @@ WRONG = {
         r"input.format: \"xls\" should be",
     ),
     "empty output": (GOOD.replace("s3://bucket/runs", "''"), r'output: "" should have at least 1 character'),
+    "unknown key of storage": (GOOD + "storage: {stall: 1}\n", r"storage: unknown key 'stall'.*known keys: stall_s"),
+    "no time to wait": (GOOD + "storage: {stall_seconds: 0}\n", r"storage.stall_seconds: "),
     "bad run id": (GOOD + "run_id: Not_A_Label\n", r"run_id: "),
     "run id too long": (GOOD + f"run_id: {'a' * 54}\n", r"run_id: "),
     "a date": (GOOD.replace("3}", "2026-01-01}"), r"quote dates"),

@@ -10,14 +10,15 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import s3fs
 
 from jobs import storage
-from jobs.errors import StorageDeniedError, StorageError, StorageMissingError
+from jobs.errors import InputError, StorageDeniedError, StorageError, StorageMissingError
+from jobs.local_s3 import LocalS3
 from jobs.storage import files, tries
+from tests.s3_proxy import Rule, S3Proxy
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
@@ -105,37 +106,27 @@ def test_versions_of_disks_and_memory_are_hashes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["absent", "present"])
+@pytest.mark.parametrize("winner", ["ours", "another"])
 def test_a_write_whose_answer_was_lost_is_known_as_our_own(
-    s3: str, version: str, monkeypatch: pytest.MonkeyPatch
+    s3: str, s3_server: LocalS3, version: str, winner: str
 ) -> None:
     """The first PUT succeeds and its answer is lost; the second is refused, by our own content or by another's."""
-    monkeypatch.setattr(tries, "FIRST_PAUSE_S", 0.001)
-    call = s3fs.S3FileSystem.call_s3
-    done: list[str] = []
-
-    def replace_losing_the_answer(url: str, data: bytes, other: bytes | None) -> str | None:
+    url = f"{s3}/a"
+    with S3Proxy(s3_server) as proxy, ThreadPoolExecutor(1) as pool:
         before = None if version == "absent" else storage.replace(url, b"before", None)
-        done.clear()
-
-        def losing(self: Any, method: str, **arguments: Any) -> Any:
-            answer = call(self, method, **arguments)
-            if method == "put_object" and not done:
-                done.append(method)
-                if other is not None:
-                    call(self, method, **{**arguments, "IfMatch": answer["ETag"], "Body": other, "Metadata": {}})
-                raise TimeoutError("the answer was lost")
-            return answer
-
-        with monkeypatch.context() as patch:
-            patch.setattr(s3fs.S3FileSystem, "call_s3", losing)
-            return storage.replace(url, data, before)
-
-    won = replace_losing_the_answer(f"{s3}/won", b"ours", None)
-    assert storage.read_versioned(f"{s3}/won") == (b"ours", won)
-    if version == "present":
-        assert replace_losing_the_answer(f"{s3}/lost", b"ours", b"another's") is None
-        assert storage.read_bytes(f"{s3}/lost") == b"another's"
-        assert replace_losing_the_answer(f"{s3}/same", b"ours", b"ours") is None  # the same bytes, not our write
+        proxy.add(Rule("lost", method="PUT", last=1))
+        second = proxy.add(Rule("held", method="PUT"))
+        replacing = pool.submit(storage.replace, url, b"ours", before)
+        proxy.wait(second)
+        if winner == "another":
+            with s3_server._client() as client:
+                client.put_object(Bucket=s3.removeprefix("s3://"), Key="a", Body=b"another's")
+        proxy.release(second)
+        if winner == "another":
+            assert replacing.result(60) is None
+            assert storage.read_bytes(url) == b"another's"
+        else:
+            assert storage.read_versioned(url) == (b"ours", replacing.result(60))
 
 
 def test_a_lock_that_is_never_given_back_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +143,24 @@ def test_a_lock_that_is_never_given_back_is_an_error(tmp_path: Path, monkeypatch
 def test_storage_without_conditional_writes_is_refused() -> None:
     with pytest.raises(StorageDeniedError, match="no conditional writes; use s3:// or a path"):
         storage.replace("http://127.0.0.1:9/file", b"", None)
+
+
+@pytest.mark.parametrize("size", [10, (8 << 20) + 1])
+def test_a_file_that_became_another_is_not_read_for_what_was_listed(base: str, size: int) -> None:
+    url = storage.join(base, "a")
+    storage.write_bytes(url, b"1" * size)
+    (listed,) = storage.list_files(url)
+    assert storage.read_bytes(url, 2, 4, etag=listed.etag) == b"11"
+    time.sleep(0.02)
+    storage.write_bytes(url, b"2" * size)
+    for limits in ((2, 4), (None, None)):
+        with pytest.raises(InputError, match="a: changed while it was read"):
+            storage.read_bytes(url, *limits, etag=listed.etag)
+    with pytest.raises(InputError, match="a: changed while it was read"), storage.open_input(url, etag=listed.etag):
+        pass
+    (listed,) = storage.list_files(url)
+    with storage.open_input(url, etag=listed.etag) as file:
+        assert file.read(3) == b"222"
 
 
 def test_listing_is_recursive_sorted_and_leaves_markers_out(base: str) -> None:
