@@ -173,7 +173,7 @@ def _kill_one(
     kills.n_committed += manifest is not None
     if process.returncode == 0 and before is None:
         kills.faults.append(f"unclear: {run_id}: ended with 0 and left no manifest: {errors.decode()[-500:]}")
-    has_said = process.returncode in (0, -sent.value) or b"is not known" in errors
+    has_said = process.returncode in (0, -signal.SIGKILL) or b"is not known" in errors
     if manifest is not None and not has_said:
         text = errors.decode()[-500:]
         kills.faults.append(f"unclear: {run_id}: committed, and ended with {process.returncode}: {text}")
