@@ -27,7 +27,6 @@ from jobs.local_s3 import LocalS3
 from tests.kills import Place, kill, write_job
 from tests.s3_proxy import S3Proxy
 from tests.s3_reader import Reader
-from tests.threads import threads
 
 # `python -m tests.kills` makes more of them, at other moments.
 N_KILLS, SEED = 20, 0
@@ -85,9 +84,9 @@ def files_under(url: str) -> list[storage.StoredFile]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_runs_that_are_killed_at_random_and_around_their_commit_are_there_whole_or_not_at_all(
-    s3_server: LocalS3, s3: str, tmp_path: Path, record_property: Callable[[str, object], None]
+    s3_server: LocalS3, s3: str, client: Client, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    with S3Proxy(s3_server) as proxy, threads(1) as client, closing(Reader(s3_server)) as reader:
+    with S3Proxy(s3_server) as proxy, closing(Reader(s3_server)) as reader:
         found = kill(N_KILLS, SEED, Place(write_job(s3, tmp_path), client, proxy, reader))
     record_property("kills", str(found))
     assert found.faults == []
