@@ -79,7 +79,12 @@ class S3(s3fs.S3FileSystem):
 
         With an `etag`, the object must be that version.
         """
-        content, answer = self.run(self._read_object, path, start, end, etag)
+        try:
+            content, answer = self.run(self._read_object, path, start, end, etag)
+        except OSError as error:
+            if s3_code(error) not in ("InvalidRange", "416"):
+                raise
+            return b"", {"ETag": etag or ""}  # it begins behind the end: as of files, there is nothing
         size = _total(answer)
         if (start is None and end is None) or len(content) == size:
             check(answer, content)
@@ -291,9 +296,16 @@ class Session(AIOHTTPSession):
             if isinstance(error.__context__, aiohttp.ClientConnectorCertificateError):
                 raise Untrusted(str(error.__context__.certificate_error)) from error
             raise
+        except botocore.exceptions.HTTPClientError as error:
+            if isinstance(error.__context__, Untrusted):
+                raise error.__context__ from None
+            raise
 
     async def _create_connector(self, proxy_url: str | None) -> Any:
-        connector = await super()._create_connector(proxy_url)
+        try:
+            connector = await super()._create_connector(proxy_url)
+        except OSError as error:
+            raise Untrusted(f"the file of authorities cannot be read: {error.strerror or error}") from error
         connector._factory = functools.partial(_Connection, loop=asyncio.get_running_loop())
         return connector
 

@@ -77,7 +77,7 @@ def test_wrong_credentials_are_one_line_and_exit_code_2(job_file):
     environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": "wrong"}
     result = daskyard("run", job_file, "--workers", "1", env=environment)
     assert (result.returncode, result.stdout) == (2, "")
-    assert "credentials" in result.stderr.splitlines()[-1]
+    assert "correct AWS_SECRET_ACCESS_KEY" in result.stderr.splitlines()[-1]
     assert "wrong" not in result.stderr
 
 

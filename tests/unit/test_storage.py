@@ -36,6 +36,12 @@ def test_bytes_come_back_whole_and_by_range(base: str) -> None:
     with storage.open_input(url) as file:
         file.seek(7)
         assert file.read() == b"789"
+    assert storage.read_bytes(url, 8, 99) == b"89"
+    assert storage.read_bytes(url, 10, 99) == b""
+    storage.write_bytes(url, b"")
+    assert storage.read_bytes(url) == storage.read_bytes(url, 0, 5) == b""
+    with storage.open_input(url) as file:
+        assert file.read() == b""
 
 
 def test_of_many_creators_one_wins_and_its_content_stays(base: str) -> None:

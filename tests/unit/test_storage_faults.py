@@ -383,6 +383,15 @@ def test_a_flipped_byte_is_found(s3: str, proxy: S3Proxy, reader: str, has_check
     assert caught.value.exit_code == 75
 
 
+@pytest.mark.parametrize("reader", ["pandas", "pyarrow"])
+def test_libraries_that_read_a_file_do_not_hide_that_it_stalled(s3: str, proxy: S3Proxy, reader: str) -> None:
+    url = f"{s3}/data"
+    storage.write_bytes(url, big_parquet(90_000) if reader == "pyarrow" else b"a,b\n" + b"10,20\n" * 12_000)
+    proxy.add(Rule("silent", method="GET"))
+    with storage.stalling_after(STALL_S), pytest.raises(StorageStalledError, match="data: less than 64 KiB"):
+        READERS[reader](url)
+
+
 @pytest.mark.parametrize("size", [(8 << 20) + 1, 60 << 20])
 @pytest.mark.parametrize("reader", ["whole", "file"])
 def test_a_flipped_byte_in_a_large_object_is_found_where_all_of_it_is_read(
@@ -571,6 +580,12 @@ def test_an_untrusted_certificate_is_named_at_once(
         with pytest.raises(StorageDeniedError, match=r"certificate is not trusted .*AWS_CA_BUNDLE") as caught:
             storage.write_bytes(f"{s3}/a", b"1")
         assert caught.value.exit_code == 2
+        assert time.monotonic() - begin < LONGEST_S
+        for bundle in ("/no/such/file.pem", str(path.parent), "/dev/null"):
+            monkeypatch.setenv("AWS_CA_BUNDLE", bundle)
+            s3fs.S3FileSystem.clear_instance_cache()
+            with pytest.raises(StorageDeniedError, match=r"authorities cannot be read: .*AWS_CA_BUNDLE"):
+                storage.write_bytes(f"{s3}/a", b"1")
         assert time.monotonic() - begin < LONGEST_S
         monkeypatch.setenv("AWS_CA_BUNDLE", str(path))
         s3fs.S3FileSystem.clear_instance_cache()
