@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,17 @@ import pytest
 import yaml
 from distributed import Client, wait
 
-from jobs import runner, spec, storage
+from jobs import storage
 from jobs.artifacts import Manifest, read_manifest
 from jobs.errors import StorageMissingError
 from jobs.job import workers_of
+from jobs.local_s3 import LocalS3
+from tests.kills import Place, kill, write_job
+from tests.s3_proxy import S3Proxy
+from tests.s3_reader import Reader
 
-N_KILLS = 20
+# `python -m tests.kills` makes more of them, at other moments.
+N_KILLS, SEED = 20, 0
 
 
 @pytest.fixture
@@ -78,33 +83,14 @@ def files_under(url: str) -> list[storage.StoredFile]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_at_twenty_random_points_and_run_again_a_run_is_committed_once(job_file: Path, client: Client) -> None:
-    scheduler = client.scheduler.address
-    finish(job_file, "warm-up", scheduler)
-    begin = time.monotonic()
-    finish(job_file, "reference", scheduler)
-    whole_s = time.monotonic() - begin
-    _, reference = run_of(job_file, "reference")
-    moments = random.Random(0)
-    n_killed = 0
-    for number in range(2 * N_KILLS):
-        run_id = f"killed-{number}"
-        process = start(job_file, run_id, scheduler)
-        time.sleep(moments.uniform(0.1, 0.95) * whole_s)
-        # One that ended before its moment does not count; another takes its place.
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            n_killed += 1
-        process.communicate()
-        runner.run(spec.load(job_file, run_id=run_id), client=client)
-        url, manifest = run_of(job_file, run_id)
-        assert manifest.metrics == reference.metrics
-        standing = [file.url for file in storage.list_files(url)]
-        assert set(standing) >= {file.url for file in manifest.files} | {f"{url}/manifest.json"}
-        assert sum(name.endswith("manifest.json") for name in standing) == 1
-        if n_killed == N_KILLS:
-            return
-    pytest.fail(f"only {n_killed} of {2 * N_KILLS} runs could be killed before they ended")
+def test_runs_that_are_killed_at_random_and_around_their_commit_are_there_whole_or_not_at_all(
+    s3_server: LocalS3, s3: str, client: Client, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    with S3Proxy(s3_server) as proxy, closing(Reader(s3_server)) as reader:
+        found = kill(N_KILLS, SEED, Place(write_job(s3, tmp_path), client, proxy, reader))
+    record_property("kills", str(found))
+    assert found.faults == []
+    assert found.n + found.ends["before its kill"] >= N_KILLS
 
 
 def test_two_runs_that_race_leave_one_manifest_and_no_other_files(job_file: Path, client: Client) -> None:

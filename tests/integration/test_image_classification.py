@@ -175,13 +175,14 @@ def test_damaged_prepared_data_is_prepared_anew_beside_it_and_then_used_again(
     assert "used again" in caplog.text
 
 
-def test_prepared_data_that_one_may_not_write_over_is_prepared_beside_it(
+def test_prepared_data_that_one_may_neither_write_over_nor_remove_is_prepared_beside_it(
     job_factory: Any, small_idx: Path, s3_server: LocalS3, s3: str
 ) -> None:
     with S3Proxy(s3_server) as proxy, threads(1) as client:
         job = job_factory("image_classification", QUICK, str(small_idx), f"{s3}/runs", client)
         loaded = pipeline.load(job)
         storage.write_bytes(f"{loaded.prepared_url}/train/half.raw", b"of a run that was killed")
+        proxy.add(Rule("denied", method="POST", key="delete"))
         proxy.add(Rule("denied", method="PUT", key=f"{loaded.prepared_url.rsplit('/', 1)[-1]}/train/"))
         prepared = pipeline.prepare(job, loaded)
         assert prepared.train.url == f"{loaded.prepared_url}-2/train"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,6 +125,38 @@ def test_when_all_trials_fail_the_first_ones_error_is_told(far_from_zero: str, c
     bad = {**INTERCEPT, "metric": "r3", "mode": "max"}
     with pytest.raises(SpecError, match=r"no metric 'r3'; there are r2, rmse"):
         run(client, "linear_regression", far_from_zero, tmp_path / "runs", {"target": "y"}, bad)
+
+
+RECORD_DAMAGE = {
+    "empty": lambda data, other: b"",
+    "truncated": lambda data, other: data[: len(data) // 2],
+    "garbage": lambda data, other: b"\xff" * 40,
+    "another's": lambda data, other: other,
+    "other params": lambda data, other: data.replace(b'"fit_intercept": ', b'"x": '),
+    "a value that its metrics do not have": lambda data, other: re.sub(rb'"value": [^,]*', b'"value": 7', data),
+    "NaN": lambda data, other: re.sub(rb'"seconds": [^,]*', b'"seconds": NaN', data),
+}
+
+
+@pytest.mark.parametrize("damage", RECORD_DAMAGE)
+def test_a_trial_whose_record_is_damaged_is_made_again_and_the_others_are_not(
+    damage: str, far_from_zero: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with threads(1) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "remove_records", lambda run_url: None)
+            first = run(client, "linear_regression", far_from_zero, tmp_path / "runs", {"target": "y"}, INTERCEPT)
+        run_url = tmp_path / "runs" / first.run_id
+        records = sorted(run_url.glob("trials/*/records/*.json"))
+        assert len(records) == 2
+        records[0].write_bytes(RECORD_DAMAGE[damage](records[0].read_bytes(), records[1].read_bytes()))
+        (run_url / "manifest.json").unlink()
+        second = run(client, "linear_regression", far_from_zero, tmp_path / "runs", {"target": "y"}, INTERCEPT)
+    assert tuning(second).n_reused == 1
+    assert [(t.params, t.metrics) for t in tuning(second).trials] == [
+        (t.params, t.metrics) for t in tuning(first).trials
+    ]
+    assert not list(run_url.glob("trials/**/*.json"))
 
 
 def texts(folder: Path) -> Any:
