@@ -5,6 +5,7 @@ Called by whatever waits for tasks, through `jobs.job.workers_lost`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ _POLL_S = 0.2
 _N_TASKS, _N_VALUES = 1_000, 1_000
 _N_NAMED = 3
 
+# A scheduler that is gone, takes no functions, or does not have this package.
+_NO_ANSWER = (OSError, RuntimeError, TimeoutError, ValueError, ImportError, AttributeError)
+
 Event = Mapping[str, Any]
 
 
@@ -45,11 +49,11 @@ def explain(client: Client, error: KilledWorker) -> DaskyardError:
         PoisonTaskError where each worker ended by itself: another attempt would go the same way. OutOfMemoryError where
         one was ended for its memory. WorkersLostError where workers were told to end, hung, or went with their nannies.
     """
-    try:
+    whys: list[str] = []
+    files: list[str] = []
+    with contextlib.suppress(*_NO_ANSWER):
         whys = _whys(client, error)
         files = client.run_on_scheduler(input_files, error.task)
-    except (OSError, RuntimeError, TimeoutError, ValueError):  # the scheduler is gone, or takes no functions
-        whys, files = [], []
     n = error.allowed_failures + 1
     what = f"workers: {n} died while they ran {error.task}{_of(files)}"
     if MEMORY in whys:
@@ -67,10 +71,9 @@ def no_room(client: Client) -> SpecError | None:
 
     What cannot be spilled stays in memory, until a worker takes no more tasks or is ended for what it takes.
     """
-    try:
+    events: Any = ()
+    with contextlib.suppress(*_NO_ANSWER):
         events = client.get_events(NO_ROOM_TOPIC)
-    except (OSError, RuntimeError, TimeoutError, ValueError):
-        return None
     if not events:
         return None
     return SpecError(
