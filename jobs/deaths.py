@@ -5,6 +5,7 @@ Called by whatever waits for tasks, through `jobs.job.workers_lost`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,12 @@ _POLL_S = 0.2
 # Of the tasks that a task follows from, and of the values in one, so many are looked at for input files.
 _N_TASKS, _N_VALUES = 1_000, 1_000
 _N_NAMED = 3
+# Nannies of Dask tell here of each worker that they end for its memory.
+_RESTARTS_TOPIC = "worker-restart-memory"
+_MORE = "give each worker more (--memory, or fewer of them: --workers), or cut the input smaller"
+
+# A scheduler that is gone, takes no functions, or does not have this package.
+_NO_ANSWER = (OSError, RuntimeError, TimeoutError, ValueError, ImportError, AttributeError)
 
 Event = Mapping[str, Any]
 
@@ -45,18 +52,15 @@ def explain(client: Client, error: KilledWorker) -> DaskyardError:
         PoisonTaskError where each worker ended by itself: another attempt would go the same way. OutOfMemoryError where
         one was ended for its memory. WorkersLostError where workers were told to end, hung, or went with their nannies.
     """
-    try:
+    whys: list[str] = []
+    files: list[str] = []
+    with contextlib.suppress(*_NO_ANSWER):
         whys = _whys(client, error)
         files = client.run_on_scheduler(input_files, error.task)
-    except (OSError, RuntimeError, TimeoutError, ValueError):  # the scheduler is gone, or takes no functions
-        whys, files = [], []
     n = error.allowed_failures + 1
     what = f"workers: {n} died while they ran {error.task}{_of(files)}"
     if MEMORY in whys:
-        return OutOfMemoryError(
-            f"{what}, {whys.count(MEMORY)} of them for the memory they took; "
-            "give each worker more (--memory, or fewer of them: --workers), or cut the input smaller"
-        )
+        return OutOfMemoryError(f"{what}, {whys.count(MEMORY)} of them for the memory they took; {_MORE}")
     if len(whys) == n and set(whys) == {CRASH}:
         return PoisonTaskError(f"{what}; it is not tried again: look at that input and into the workers' logs")
     return WorkersLostError(f"{what}; look into their logs, then run the job again")
@@ -67,15 +71,26 @@ def no_room(client: Client) -> SpecError | None:
 
     What cannot be spilled stays in memory, until a worker takes no more tasks or is ended for what it takes.
     """
-    try:
+    events: Any = ()
+    with contextlib.suppress(*_NO_ANSWER):
         events = client.get_events(NO_ROOM_TOPIC)
-    except (OSError, RuntimeError, TimeoutError, ValueError):
-        return None
     if not events:
         return None
     return SpecError(
         f"{events[-1][1]['folder']}: no room for what does not fit into the workers' memory; "
         "make room, have TMPDIR name another folder, or give the workers more memory (--memory)"
+    )
+
+
+def ended_for_memory(client: Client) -> OutOfMemoryError | None:
+    """Return the error that no worker being left amounts to where nannies have ended some for what they took."""
+    events: Any = ()
+    with contextlib.suppress(*_NO_ANSWER):
+        events = client.get_events(_RESTARTS_TOPIC)
+    if not events:
+        return None
+    return OutOfMemoryError(
+        f"workers: none left that can run the job's tasks; {len(events)} were ended for the memory they took; {_MORE}"
     )
 
 

@@ -18,7 +18,7 @@ from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerErro
 
 from jobs import sharing, storage
 from jobs.artifacts import Attempt, InputRecord, StageRecord, put_table, remove_leftovers
-from jobs.deaths import explain, no_room
+from jobs.deaths import ended_for_memory, explain, no_room
 from jobs.errors import DaskyardError, WorkersLostError
 from jobs.listener import Listener
 from jobs.report.sections import Section
@@ -194,9 +194,11 @@ def workers_lost(error: BaseException, client: Client | None = None) -> Daskyard
     With a `client`, the scheduler is asked why workers died, and which input they read.
     """
     if client is not None and isinstance(error, (KilledWorker, NoWorkerError)):
-        full = no_room(client)
-        if full is not None:
-            return full
+        known: DaskyardError | None = no_room(client)
+        if known is None and isinstance(error, NoWorkerError):
+            known = ended_for_memory(client)
+        if known is not None:
+            return known
     if isinstance(error, KilledWorker):
         if client is not None:
             return explain(client, error)

@@ -23,7 +23,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from distributed import Nanny, Scheduler, SpecCluster
+from distributed.comm.addressing import get_address_host_port
 from distributed.security import Security
+from distributed.utils import format_dashboard_link
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
@@ -32,7 +34,6 @@ from jobs.errors import SpecError
 from jobs.local_worker import NO_ROOM
 from jobs.temporary import held_folder
 
-_LINK = "distributed.dashboard.link"
 # Longer than any run; the key is gone with the processes that know it.
 _VALID = timedelta(days=3650)
 _CLOCK_STEP = timedelta(days=1)
@@ -57,7 +58,7 @@ def started(n_workers: int, memory_limit: int, settings: Mapping[str, Any]) -> I
     """
     host, prefix, security = loopback(), secrets.token_urlsafe(16), own_security()
     with (
-        dask.config.set({**settings, **_preloads(), _LINK: _link(host, prefix), "distributed.worker.http.routes": []}),
+        dask.config.set({**settings, **_preloads(), "distributed.worker.http.routes": []}),
         # Nannies leave here what they set for workers; the next cluster would take it for the user's.
         restored(dask.config.get("distributed.nanny.pre-spawn-environ")),
         room_for_temporary_files(),
@@ -83,7 +84,8 @@ def started(n_workers: int, memory_limit: int, settings: Mapping[str, Any]) -> I
             "cls": _Scheduler,
             "options": {**common, "dashboard": True, "dashboard_address": (host, 0), "http_prefix": f"/{prefix}"},
         }
-        with SpecCluster(
+        with _Cluster(
+            prefix,
             scheduler=scheduler,
             workers=dict.fromkeys(range(n_workers), worker),
             worker=worker,
@@ -168,16 +170,28 @@ def _parent() -> Path | None:
 
 
 def _preloads() -> dict[str, list[str]]:
-    theirs = {name: dask.config.get(name) for name in _PRELOADS}
-    # An environment variable names a single one as text.
-    return {name: [*([each] if isinstance(each, str) else each), _PRELOADS[name]] for name, each in theirs.items()}
+    found = {}
+    for name, module in _PRELOADS.items():
+        theirs = dask.config.get(name)
+        # An environment variable names a single one as text.
+        theirs = [theirs] if isinstance(theirs, str) else list(theirs)
+        found[name] = [*theirs, *([module] if module not in theirs else [])]
+    return found
 
 
-def _link(host: str, prefix: str) -> str:
-    """Return the user's template of the dashboard's URL, or Dask's, with the secret part of the path in it."""
-    template = str(dask.config.get(_LINK)).removesuffix("status").rstrip("/")
-    # Dask cuts an address of IPv6 at its first colon.
-    return f"{template.replace('{host}', '[::1]') if ':' in host else template}/{prefix}/status"
+class _Cluster(SpecCluster):
+    """A cluster that knows the secret part of its dashboard's path."""
+
+    def __init__(self, prefix: str, **options: Any) -> None:
+        self._prefix = prefix
+        super().__init__(**options)
+
+    @property
+    def dashboard_link(self) -> str:
+        """URL of the dashboard, by the user's template of Dask's setting, or Dask's own."""
+        host, port = get_address_host_port(self.scheduler_address)[0], self.scheduler_info["services"]["dashboard"]
+        link = format_dashboard_link(f"[{host}]" if ":" in host else host, port)
+        return f"{link.removesuffix('status').rstrip('/')}/{self._prefix}/status"
 
 
 class _Scheduler(Scheduler):

@@ -164,7 +164,8 @@ class _Watch:
             now = time.monotonic()
             # A loop that this process has kept from its work, with whatever it computes, has not looked for so long.
             passed_s, last = min(now - last, 2 * self._every_s), now
-            with contextlib.suppress(OSError):  # a scheduler that is gone fails the futures itself
+            # A scheduler that is gone fails the futures itself; one without this package cannot be asked.
+            with contextlib.suppress(OSError, ImportError):
                 await self._look(passed_s)
 
     async def _look(self, passed_s: float) -> None:

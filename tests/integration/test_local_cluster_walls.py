@@ -135,6 +135,15 @@ def test_the_dashboard_answers_below_its_secret_path_alone(client: Client) -> No
             urllib.request.urlopen(f"{place}/{page}", timeout=30)
 
 
+def test_each_of_two_clusters_at_once_has_its_own_dashboard(client: Client) -> None:
+    with connected(1) as other, dask.config.set({"distributed.dashboard.link": "{scheme}://{host}:{port}/status"}):
+        assert urlsplit(other.dashboard_link).path.count("/") == 2
+        assert other.dashboard_link != client.dashboard_link
+        for link in (client.dashboard_link, other.dashboard_link):
+            with urllib.request.urlopen(link, timeout=30) as page:
+                assert page.status == 200
+
+
 def test_workers_have_no_pages(client: Client) -> None:
     places = client.run(lambda dask_worker: f"http://{dask_worker.http_server.address}:{dask_worker.http_server.port}")
     for place in places.values():
