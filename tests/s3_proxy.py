@@ -266,8 +266,8 @@ class S3Proxy:
                 while await self._answer(reader, writer):
                     pass
         finally:
+            await _end(writer)
             self._tasks.discard(task)
-            writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Deal with one request; return whether the connection can take another."""
@@ -385,7 +385,7 @@ class S3Proxy:
                 told.append(("Content-Length", str(len(body))))
             return status + "".join(f"{k}: {v}\r\n" for k, v in told).encode("latin-1") + b"\r\n", body
         finally:
-            writer.close()
+            await _end(writer)
 
     def _signed_anew(self, request: _Request) -> _Request:
         """The request without its conditions: the signature covers them."""
@@ -492,3 +492,11 @@ def _listing(target: str, listings: dict[str, list[tuple[str, int, str]]]) -> st
         f"<Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix><KeyCount>{n}</KeyCount><MaxKeys>100000</MaxKeys>"
         f"<IsTruncated>false</IsTruncated>{contents}</ListBucketResult>"
     )
+
+
+async def _end(writer: asyncio.StreamWriter) -> None:
+    """Close a connection; one whose other side takes nothing any more is dropped."""
+    writer.close()
+    with suppress(OSError, TimeoutError, asyncio.CancelledError):
+        await asyncio.wait_for(writer.wait_closed(), 1.0)
+    writer.transport.abort()

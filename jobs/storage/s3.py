@@ -280,6 +280,7 @@ async def _run(
         return task.result()
     finally:
         if not task.done():
+            watch.end_connections()
             task.cancel()
             await asyncio.wait({task}, timeout=_CANCEL_S)
 
@@ -343,6 +344,11 @@ class _Connection(aiohttp.client_proto.ResponseHandler):
         transport = self.transport
         waiting = 0 if transport is None else transport.get_write_buffer_size()
         return self._n_written - waiting
+
+    def end(self, watch: Watch) -> None:
+        """End at once, if it still works for the operation that is watched; what waits to be sent is dropped."""
+        if self._watch is watch and self.transport is not None:
+            self.transport.abort()
 
 
 # `S3FileSystem.clear_instance_cache` must clear these as well: whoever changes the environment knows no other.

@@ -44,6 +44,9 @@ class Connection(Protocol):
     def n_sent(self) -> int:
         """Bytes that have gone to the system."""
 
+    def end(self, watch: Watch) -> None:
+        """End at once, if it still works for the operation that is watched; what waits to be sent is dropped."""
+
 
 class Watch:
     """Whether one operation still moves; its connections report to it."""
@@ -68,6 +71,11 @@ class Watch:
     def follow(self, connection: Connection) -> None:
         """Look at what goes out over a connection, too."""
         self._sent[connection] = connection.n_sent()
+
+    def end_connections(self) -> None:
+        """End what carries its requests: to close it would wait until all is sent, to a silent store for ever."""
+        for connection in self._sent:
+            connection.end(self)
 
     def check(self) -> None:
         """Raise Stalled where too little moved for too long."""

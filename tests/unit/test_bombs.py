@@ -481,7 +481,7 @@ def test_row_groups_are_read_as_arrow_reads_them(options: dict[str, Any], n: int
 
 def test_the_room_of_a_task_is_half_of_its_share_of_the_workers_memory() -> None:
     with Client(
-        n_workers=1, threads_per_worker=2, memory_limit=800 * MIB, processes=False, dashboard_address=None
+        n_workers=1, threads_per_worker=2, memory_limit=800 * MIB, processes=False, dashboard_address="127.0.0.1:0"
     ) as client:
         assert client.submit(rooms.room).result() == 200 * MIB
     assert rooms.room() == rooms.MEMORY_LIMIT // 2

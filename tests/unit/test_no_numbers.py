@@ -118,7 +118,7 @@ def test_what_an_older_runner_told_of_can_stand_in_a_status(text: str) -> None:
 @pytest.mark.parametrize("value", [math.nan, [1.0, math.inf], {"a": math.nan}])
 def test_choices_of_a_search_that_are_no_numbers_are_refused(value: Any) -> None:
     tune = {"space": {"tol": {"choices": [0.1, value]}}, "metric": "inertia"}
-    with pytest.raises(SpecError, match=r"NaN and infinity are no choices"):
+    with pytest.raises(SpecError, match=r"is no number to compute with"):
         parse({"pipeline": "kmeans", "input": "none", "output": "out", "tune": tune})
 
 

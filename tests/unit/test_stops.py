@@ -6,6 +6,7 @@ import hashlib
 import logging
 import sys
 import uuid
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -92,6 +93,7 @@ def strike(at: int, stop: type[BaseException], is_beaten: bool, caplog: pytest.L
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "_attempted", race)
+        patch.setattr(runner, "watched", nullcontext)
         try:
             result = run(spec, known)
         except stop:
@@ -107,6 +109,7 @@ def strike(at: int, stop: type[BaseException], is_beaten: bool, caplog: pytest.L
         assert "whether the manifest of this attempt was written is not known" in caplog.text
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "_attempted", attempted)
+        patch.setattr(runner, "watched", nullcontext)
         again = run(spec, known)
     assert read(run_url) == again.manifest
     assert again.was_committed == (found is not None)

@@ -17,10 +17,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import botocore.exceptions
 import fsspec.asyn
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -114,7 +116,7 @@ def test_a_large_object_ends_as_well(s3: str, proxy: S3Proxy, rule: Rule, operat
     if operation == "read":
         storage.write_bytes(f"{s3}/large", LARGE)
     proxy.add(rule)
-    with storage.stalling_after(STALL_S * 3), pytest.raises(StorageStalledError, match=r"s3://.*/large: less than"):
+    with storage.stalling_after(STALL_S * 5), pytest.raises(StorageStalledError, match=r"s3://.*/large: less than"):
         storage.write_bytes(f"{s3}/large", LARGE) if operation == "write" else storage.read_bytes(f"{s3}/large")
     assert proxy.n_struck(rule)
 
@@ -613,3 +615,18 @@ def test_the_deadline_holds_inside_and_not_after() -> None:
     with contextlib.suppress(botocore.exceptions.BotoCoreError), storage.stalling_after(10):
         assert tries.stall_seconds() == 10
     assert tries.stall_seconds() == 300
+
+
+def test_no_connection_is_left_of_an_upload_that_stalled(s3: str, proxy: S3Proxy) -> None:
+    proxy.add(Rule("trickling", method="PUT", key="partNumber", part="request"))
+    port = urlsplit(proxy.endpoint).port
+    with storage.stalling_after(STALL_S * 5), pytest.raises(StorageStalledError):
+        storage.write_bytes(f"{s3}/large", LARGE)
+
+    def left() -> list[Any]:
+        return [each for each in psutil.Process().net_connections("tcp") if each.raddr and each.raddr.port == port]
+
+    deadline = time.monotonic() + 10
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left() == []
