@@ -156,10 +156,11 @@ class LocalS3:
         settings = {
             **SETTINGS,
             **ports,
-            "dir": data,
+            "dir": data.resolve(),
             "s3.config": work / "identities.json",
-            "s3.localSocket": work / "s3.sock",
-            "filer.localSocket": work / "filer.sock",
+            # In the working folder, `work`: the whole path of a socket may have 107 bytes at most.
+            "s3.localSocket": "s3.sock",
+            "filer.localSocket": "filer.sock",
         }
         write_private(work / "options.txt", "".join(f"{key}={value}\n" for key, value in settings.items()))
         return [_binary(), "-logtostderr", f"-config_dir={work}", "server", f"-options={work / 'options.txt'}"]
@@ -227,6 +228,7 @@ def _running(command: list[str], log: Path, leftovers: list[str]) -> Iterator[su
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*guard, json.dumps(command), json.dumps(leftovers)],
+            cwd=log.parent,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

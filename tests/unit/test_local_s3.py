@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,3 +141,13 @@ def test_a_command_beside_the_server_finds_it(tmp_path):
     code = "import s3fs; print(s3fs.S3FileSystem().ls(''))"
     command = [sys.executable, "-P", "-m", "jobs.local_s3", str(tmp_path), sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "['demo']\n"
+
+
+@pytest.mark.parametrize("n_characters", [60, 90, 100, 107, 200])
+def test_the_folder_for_temporary_files_may_have_a_long_name(tmp_path, n_characters, monkeypatch):
+    """The path of a socket has 107 bytes at most, wherever in it the folder's name ends."""
+    folder = tmp_path / ("x" * max(n_characters - len(str(tmp_path)), 1))
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with LocalS3() as s3:
+        assert s3.create_bucket("demo") == "s3://demo"
