@@ -61,6 +61,7 @@ def started(n_workers: int, memory_limit: int, settings: Mapping[str, Any]) -> I
         dask.config.set({**settings, **_preloads(), "distributed.worker.http.routes": []}),
         # Nannies leave here what they set for workers; the next cluster would take it for the user's.
         restored(dask.config.get("distributed.nanny.pre-spawn-environ")),
+        _own_modules(),
         room_for_temporary_files(),
         held_folder("workers", _parent()) as folder,
     ):
@@ -161,6 +162,18 @@ def room_for_temporary_files() -> Iterator[None]:
             f"{folder}: temporary files cannot be written there ({error.strerror or 'no folder'}); "
             "make room, or have TMPDIR name another folder"
         ) from error
+
+
+@contextmanager
+def _own_modules() -> Iterator[None]:
+    """Have the processes of the cluster look for no module in the working folder, which may be anybody's.
+
+    multiprocessing starts them, and its resource tracker, as ``python -c``, to which that folder comes first. What this
+    process has on its search path they get from it, later.
+    """
+    with restored(["PYTHONSAFEPATH"]):
+        os.environ["PYTHONSAFEPATH"] = "1"
+        yield
 
 
 def _parent() -> Path | None:
