@@ -30,6 +30,9 @@ _TRY_EVERY_S = 0.25
 _LONGEST_TRY_S = 5.0
 # A worker that has imported what a job needs, and nothing else, takes about half of it.
 LEAST_MEMORY = 384 << 20
+# More than any machine has, and what Dask's messages can still name.
+_MOST_MEMORY = 1 << 50
+MOST_WORKERS = 1024
 _LOCAL = {
     # A job whose workers are all gone ends with an error after this time instead of waiting for ever.
     "distributed.scheduler.no-workers-timeout": "60s",
@@ -69,7 +72,7 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
     Parameters
     ----------
     n_workers : int, optional
-        Worker processes of the local cluster, of one thread each; by default one a core.
+        Worker processes of the local cluster, of one thread each; by default one a core, if as many fit.
     memory : str, optional
         What each of them may take, such as ``512MiB``; by default they share the machine's. What does not fit goes to
         the disk.
@@ -78,7 +81,7 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
     ------
     SpecError
         When `n_workers` or `memory` is given although a running cluster is named, or `memory` is no size,
-        or `START_TIMEOUT` or `MIN_WORKERS` no number.
+        or `START_TIMEOUT` or `MIN_WORKERS` no number; or when so many workers do not fit into this machine's memory.
     WorkersLostError
         When the scheduler or its workers cannot be reached in time.
     """
@@ -99,7 +102,7 @@ def connected(n_workers: int | None = None, memory: str | None = None) -> Iterat
     if not dask.config.get(DEBUG, False):
         # It shows the traceback of what a caller has asked in vain, who is told as well.
         logging.getLogger("distributed.core").setLevel(logging.CRITICAL)
-    n_workers = n_workers or len(os.sched_getaffinity(0))
+    n_workers = _n_workers(n_workers)
     limit = MEMORY_LIMIT // n_workers if memory is None else _bytes(memory)
     with (
         started(n_workers, limit, _LOCAL | _memory_settings(limit)) as cluster,
@@ -119,13 +122,31 @@ def _frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
+def _n_workers(wanted: int | None) -> int:
+    """Return how many workers to start; SpecError where the machine has no memory for what `wanted` ones are.
+
+    `--memory` does not change that: it bounds what a worker may take, not what it takes before its first task.
+    """
+    most = min(max(int(MEMORY_LIMIT) // LEAST_MEMORY, 1), MOST_WORKERS)
+    if wanted is None:
+        return min(len(os.sched_getaffinity(0)), most)
+    if not 1 <= wanted <= most:
+        raise SpecError(
+            f"--workers {wanted}: this machine has room for 1 to {most}, of {LEAST_MEMORY >> 20} MiB or more each; "
+            "start fewer"
+        )
+    return wanted
+
+
 def _bytes(memory: str) -> int:
     try:
         n_bytes = int(parse_bytes(memory))
-    except ValueError:
+    except (ValueError, OverflowError):
         n_bytes = 0
-    if n_bytes < LEAST_MEMORY:
-        raise SpecError(f"--memory {memory}: not a size of {LEAST_MEMORY >> 20} MiB or more; write for example 2GiB")
+    if not LEAST_MEMORY <= n_bytes <= _MOST_MEMORY:
+        raise SpecError(
+            f"--memory {memory}: not a size of {LEAST_MEMORY >> 20} MiB or more, up to 1 PiB; write for example 2GiB"
+        )
     return n_bytes
 
 

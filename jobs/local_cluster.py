@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -38,6 +39,8 @@ from jobs.temporary import held_folder
 _VALID = timedelta(days=3650)
 _CLOCK_STEP = timedelta(days=1)
 _CONNECT_S = 1.0
+# The variables that tempfile asks, in its order.
+_NAME_A_FOLDER = ("TMPDIR", "TEMP", "TMP")
 _NO_FOLDER = "No usable temporary directory"
 # Modules for Dask to load into the scheduler, the nannies and the workers.
 _PRELOADS = {
@@ -54,13 +57,14 @@ def started(n_workers: int, memory_limit: int, settings: Mapping[str, Any]) -> I
     Raises
     ------
     SpecError
-        When the folder for temporary files is full, or there is none.
+        When the folder for temporary files is full or cannot be written, or there is none.
     """
     host, prefix, security = loopback(), secrets.token_urlsafe(16), own_security()
     with (
         dask.config.set({**settings, **_preloads(), "distributed.worker.http.routes": []}),
         # Nannies leave here what they set for workers; the next cluster would take it for the user's.
         restored(dask.config.get("distributed.nanny.pre-spawn-environ")),
+        _own_modules(),
         room_for_temporary_files(),
         held_folder("workers", _parent()) as folder,
     ):
@@ -150,17 +154,42 @@ def loopback() -> str:
 
 @contextmanager
 def room_for_temporary_files() -> Iterator[None]:
-    """Raise SpecError, with the remedy, for temporary files that cannot be written."""
+    """Raise SpecError, with the remedy, for temporary files that cannot be written where the user wants them.
+
+    Python takes another folder without a word: a small one, or one that others read.
+    """
+    named = next(filter(None, map(os.environ.get, _NAME_A_FOLDER)), None)
+    if named is not None:
+        try:
+            with tempfile.TemporaryFile(dir=named) as file:
+                file.write(b"1")
+        except OSError as error:
+            raise _unwritable(named, error) from error
     try:
         yield
     except OSError as error:
         if error.errno not in NO_ROOM and _NO_FOLDER not in str(error):
             raise
-        folder = dask.config.get("temporary-directory", None) or os.environ.get("TMPDIR") or "/tmp"
-        raise SpecError(
-            f"{folder}: temporary files cannot be written there ({error.strerror or 'no folder'}); "
-            "make room, or have TMPDIR name another folder"
-        ) from error
+        raise _unwritable(dask.config.get("temporary-directory", None) or named or "/tmp", error) from error
+
+
+def _unwritable(folder: str, error: OSError) -> SpecError:
+    return SpecError(
+        f"{folder}: temporary files cannot be written there ({error.strerror or 'no folder'}); "
+        "make room, or have TMPDIR name another folder"
+    )
+
+
+@contextmanager
+def _own_modules() -> Iterator[None]:
+    """Have the processes of the cluster look for no module in the working folder, which may be anybody's.
+
+    multiprocessing starts them, and its resource tracker, as ``python -c``, to which that folder comes first. What this
+    process has on its search path they get from it, later.
+    """
+    with restored(["PYTHONSAFEPATH"]):
+        os.environ["PYTHONSAFEPATH"] = "1"
+        yield
 
 
 def _parent() -> Path | None:

@@ -15,14 +15,18 @@ DEBUG = "daskyard.debug"
 # Workers tell here of a folder for what they spill that is full.
 NO_ROOM_TOPIC = "daskyard-no-room"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# What this machine lacks, which is no matter of the other end of a connection.
+_LACKING = (*NO_ROOM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+# Who tells of lost connections: a filter is of one logger, not of those below it.
+_TALKERS = ("worker", "worker.state_machine", "core", "batched", "utils", "comm", "comm.core", "comm.tcp", "comm.utils")
 _OF_A_TASK, _OF_SPILLING = "Compute Failed", "Spill to disk failed"
 
 
 def dask_setup(worker: Any) -> None:
     """Keep Dask's report of a failed task out of the worker's log, which is the terminal of whoever started the job.
 
-    With it go warnings of what is harmless: connections that were begun and not taken as a cluster ends, and messages
-    without a size.
+    With it go reports of lost connections to a worker that hung or died, whose tasks others do, and warnings of what is
+    harmless: connections that were begun and not taken as a cluster ends, and messages without a size.
     """
 
     def is_shown(record: logging.LogRecord) -> bool:
@@ -34,10 +38,14 @@ def dask_setup(worker: Any) -> None:
 
     logging.getLogger("distributed.spill").addFilter(is_shown)
     if not dask.config.get(DEBUG, False):
-        logging.getLogger("distributed.worker").addFilter(_is_not_of_a_task)
+        for name in _TALKERS:
+            logging.getLogger(f"distributed.{name}").addFilter(_is_not_told_elsewhere)
         for name in ("distributed.comm.tcp", "distributed.sizeof"):
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _is_not_of_a_task(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(_OF_A_TASK)
+def _is_not_told_elsewhere(record: logging.LogRecord) -> bool:
+    if str(record.msg).startswith(_OF_A_TASK):
+        return False
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, OSError) or error.errno in _LACKING

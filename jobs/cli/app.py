@@ -48,7 +48,9 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file, e.g. params.epochs=1; repeatable."),
 ]
 RunId = Annotated[str | None, typer.Option("--run-id", metavar="ID", help="Name of the run's folder.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help="Workers of the local cluster.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, max=1024, metavar="N", help="Workers of the local cluster.")
+]
 Memory = Annotated[
     str | None,
     typer.Option("--memory", metavar="SIZE", help="Memory of each local worker, e.g. 2GiB; the rest goes to disk."),

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str
 _CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 # torch warns, with a C++ stack, of each connection to a rank that was lost: the driver has told of that in one line.
 _LOG = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+# Where torch and Triton keep what they compile: the server has folders of its own, which its ranks share.
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 _N_TRIES = 2
 _ANSWER_BYTES = 64
 
@@ -60,8 +63,9 @@ class Surroundings:
     def take(self) -> None:
         """Make them this process's."""
         sys.path[:] = self.search_path
+        caches = {name: os.environ[name] for name in CACHES if name in os.environ}
         os.environ.clear()
-        os.environ.update(self.environment)
+        os.environ.update({**caches, **self.environment})
         fsspec.config.set_conf_env(fsspec.config.conf)
         dask.config.set({"temporary-directory": self.temporary_directory})
 
@@ -157,10 +161,11 @@ class _Server:
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(_START_TIMEOUT_S)
+        folder = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
         with theirs:
             self._process = subprocess.Popen(
                 # -P: the working folder may have a `jobs` of its own, or a file with the name of any module.
-                [sys.executable, "-P", "-m", "jobs.training.rank_server", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "jobs.training.rank_server", str(theirs.fileno()), str(folder)],
                 pass_fds=[theirs.fileno()],
                 env={**_LOG, **os.environ, **_MEMORY, **_CUDA, "PYTHONPATH": os.pathsep.join(_path_to_ours())},
                 start_new_session=True,  # Ctrl-C is for the driver, which ends its ranks in order

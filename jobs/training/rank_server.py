@@ -1,8 +1,9 @@
-"""The server that forks rank processes: `python -P -m jobs.training.rank_server FD`, started by processes.
+"""The server that forks rank processes: `python -P -m jobs.training.rank_server FD FOLDER`, started by processes.
 
 It has one thread, so that a fork copies no lock that another thread holds, and it runs nothing of torch, only imports
 it. Requests come one at a time: `fork MODULE…`, with a socket for the new process, answered by its process id, and
-`end PID`, which kills it and answers how it ended (the wait status).
+`end PID`, which kills it and answers how it ended (the wait status). What torch compiles lies in a folder of the
+server's own within FOLDER, and goes with it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
-import torch._dynamo  # the first optimiser of a process would import it, for seconds
 
+from jobs.temporary import held_folder
 from jobs.training import rank_process
+from jobs.training.processes import CACHES
 
 _REQUEST_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
@@ -95,6 +99,22 @@ def _end(pid: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
+@contextlib.contextmanager
+def _own_caches(parent: Path) -> Iterator[None]:
+    """Have torch and Triton keep what they compile in a folder of this process's, unless the user names one.
+
+    Theirs has a name that everyone knows, in a folder that everyone may write: another user who takes the name first
+    keeps torch from being imported, or has it load code of theirs.
+    """
+    with held_folder("torch", parent) as folder:
+        for name in CACHES:
+            os.environ.setdefault(name, str(folder / name.partition("_")[0].lower()))
+        yield
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    with _own_caches(Path(sys.argv[2])):
+        import torch._dynamo  # the first optimiser of a process would import it, for seconds
+
+        serve(socket.socket(fileno=int(sys.argv[1])))

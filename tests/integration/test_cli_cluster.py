@@ -117,6 +117,37 @@ def test_a_folder_for_temporary_files_that_is_full_is_exit_2(tmp_path: Path, sma
     assert "Traceback" not in stderr
 
 
+@pytest.mark.parametrize("variable", ["TMPDIR", "TEMP", "TMP"])
+@pytest.mark.parametrize("kind", ["missing", "a file", "no place for files", "read-only", "full"])
+def test_a_folder_for_temporary_files_that_python_would_pass_over_is_refused(
+    kind: str, variable: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    match kind:
+        case "a file":
+            folder.touch()
+        case "no place for files":
+            folder = Path("/proc")
+        case "read-only":
+            folder = request.getfixturevalue("small_disk")
+            subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        case "full":
+            folder = request.getfixturevalue("small_disk")
+            (folder / "fill").write_bytes(bytes(256 << 10))
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(folder))
+    said = rf"^{folder}: temporary files cannot be written there \(.+\); make room, or have TMPDIR name another folder$"
+    with pytest.raises(SpecError, match=said), connected(1):
+        pass
+
+
+def test_a_run_whose_folder_for_temporary_files_is_missing_is_exit_2(tmp_path: Path) -> None:
+    code, stderr, result = run(tmp_path, TMPDIR=str(tmp_path / "missing"))
+    assert (code, result["error"]) == (2, "SpecError")
+    assert stderr.splitlines()[-1].startswith(f"error: {tmp_path}/missing: temporary files cannot be written there")
+
+
 def block(_: int) -> Any:
     return np.ones(8 << 20)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import logging
 import os
 import signal
 import time
@@ -12,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client, SpecCluster
+from distributed import Client, SpecCluster, wait
+from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker, NoWorkerError
 
 from jobs import cluster as jobs_cluster
-from jobs import ends
+from jobs import ends, local_worker
 from jobs.cluster import connected
 from jobs.deaths import explain
 from jobs.ends import CRASH, MEMORY, TOLD, UNKNOWN, n_killed_for_memory, why
@@ -52,6 +55,41 @@ def test_a_worker_that_was_stopped_is_given_up_and_started_anew(
         assert future.result(timeout=60) != stopped
         with pytest.raises(ProcessLookupError):
             os.kill(stopped, 0)
+
+
+def test_the_others_tell_nothing_of_a_worker_that_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(jobs_cluster._LOCAL, "distributed.scheduler.worker-ttl", "2s")
+    with connected(2) as client:
+        (stopped, pid), (other, _) = client.run(os.getpid).items()
+        place = {"allow_other_workers": True, "pure": False}
+        made = client.map(np.ones, range(1000, 1008), workers=[stopped], **place)
+        wait(made)
+        os.kill(pid, signal.SIGSTOP)
+        sums = client.map(np.sum, made, workers=[other], **place)
+        assert client.gather(sums) == [float(n) for n in range(1000, 1008)]
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "CommClosedError" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"),
+    [
+        (CommClosedError("in <TLS>: Stream is closed"), False),
+        (ConnectionResetError(104, "reset"), False),
+        (TimeoutError(), False),
+        (OSError("Timed out trying to connect"), False),
+        (OSError(errno.EMFILE, "too many open files"), True),
+        (OSError(errno.ENOSPC, "no space"), True),
+        (KeyError("a defect"), True),
+    ],
+)
+def test_a_worker_tells_of_what_it_lacks_but_not_of_lost_connections(error: Exception, is_told: bool) -> None:
+    exc_info = (type(error), error, None)
+    record = logging.LogRecord("distributed.worker", logging.ERROR, "worker.py", 1, "stream died", (), exc_info)
+    assert local_worker._is_not_told_elsewhere(record) is is_told
 
 
 def test_workers_are_not_given_up_because_the_scheduler_was_away(monkeypatch: pytest.MonkeyPatch) -> None:

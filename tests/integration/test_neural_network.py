@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,29 @@ def test_a_class_that_occurs_once_is_fine(client: Client, tmp_path: Path) -> Non
     manifest = run(client, tmp_path / "t.parquet", target="y")
     assert model(manifest)["classes"] == ["once", "one", "other"]
     assert manifest.metrics["n_train"] + manifest.metrics["n_test"] == 100
+
+
+def test_a_training_takes_no_name_in_the_folder_for_temporary_files_that_others_can_take_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pd.DataFrame(rng.normal(size=(300, 3)), columns=["a", "b", "y"]).to_csv(tmp_path / "t.csv", index=False)
+    params = {"target": "y", "epochs": 1, "hidden": [8], "world_size": 1}
+    job = {"pipeline": "neural_network", "input": "t.csv", "output": "runs", "params": params}
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    theirs = temporary / f"torchinductor_{getpass.getuser()}"
+    theirs.write_text("a file of somebody else's")
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", "run", "job.yaml", "--workers", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=140,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in temporary.iterdir() if "shards" not in path.name] == [theirs.name]
 
 
 class StopsInMidTraining(Listener):

@@ -16,6 +16,7 @@ import pytest
 from distributed import Client, Worker
 
 from benchmarks.data import readings
+from jobs import cluster as jobs_cluster
 from jobs import runner, storage
 from jobs.artifacts import Manifest
 from jobs.cluster import connected
@@ -84,10 +85,29 @@ def test_groups_of_blocks_fit_into_a_share_of_a_workers_memory(monkeypatch: pyte
         assert sorted(future.key for group in groups for future in group) == sorted(future.key for future in futures)
 
 
-@pytest.mark.parametrize("memory", ["plenty", "-1GiB", "100MiB"])
+@pytest.mark.parametrize(
+    "memory", ["plenty", "-1GiB", "100MiB", "1e400GiB", "-1e400GiB", "9" * 400, "inf", "nan", "1e30GiB"]
+)
 def test_a_memory_that_is_no_size_or_too_small_is_a_wrong_spec(memory: str) -> None:
     with pytest.raises(SpecError, match=rf"--memory {memory}: not a size of 384 MiB or more"), connected(1, memory):
         pass
+
+
+@pytest.mark.parametrize("memory", [None, "384MiB"])
+@pytest.mark.parametrize("n_workers", [-1, 0, 1 + jobs_cluster.MEMORY_LIMIT // jobs_cluster.LEAST_MEMORY, 10**20])
+def test_more_workers_than_the_machine_has_memory_for_are_a_wrong_spec(n_workers: int, memory: str | None) -> None:
+    most = min(jobs_cluster.MEMORY_LIMIT // jobs_cluster.LEAST_MEMORY, 1024)
+    said = rf"--workers {n_workers}: this machine has room for 1 to {most}, of 384 MiB or more each"
+    with pytest.raises(SpecError, match=said), connected(n_workers, memory):
+        pass
+
+
+def test_as_many_workers_as_the_machine_has_memory_for_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 1 << 30
+    for limit, most in ((gib // 4, 1), (gib, 2), (3 * gib, 8), (10_000 * gib, 1024)):
+        monkeypatch.setattr(jobs_cluster, "MEMORY_LIMIT", limit)
+        assert jobs_cluster._n_workers(most) == most
+        assert jobs_cluster._n_workers(None) == min(most, len(os.sched_getaffinity(0)))
 
 
 def test_a_worker_with_little_memory_keeps_less_of_it_and_looks_at_it_as_often_as_dask_would(

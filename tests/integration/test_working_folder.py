@@ -28,7 +28,8 @@ def folder(tmp_path: Path) -> Path:
     """A folder where whoever looks for modules there fails."""
     folder = tmp_path / "theirs"
     (folder / "jobs").mkdir(parents=True)
-    for name in ("jobs/__init__", "controller", "torch", "json", "dask", "numpy"):
+    standard = ("json", "socket", "signal", "random", "selectors", "struct", "threading", "pickle")
+    for name in ("jobs/__init__", "controller", "torch", "dask", "distributed", "numpy", *standard):
         (folder / f"{name}.py").write_text(f"raise RuntimeError('{name} of somebody else')\n")
     return folder
 

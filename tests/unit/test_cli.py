@@ -183,7 +183,17 @@ def test_debug_shows_the_traceback_and_then_the_line(tmp_path):
     assert result.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/absent.yaml: cannot be read")
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["frobnicate"], ["run", "x.yaml", "--workers", "0"], ["show"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["frobnicate"],
+        ["run", "x.yaml", "--workers", "0"],
+        ["run", "x.yaml", "--workers", "9" * 20],
+        ["demo", "--workers", "9" * 20],
+        ["show"],
+    ],
+)
 def test_wrong_usage_is_exit_code_2(arguments):
     assert call(*arguments, code=2).stdout == ""
 

@@ -70,6 +70,21 @@ def test_surroundings_are_those_of_now(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert here.temporary_directory == str(tmp_path)
 
 
+def test_a_rank_keeps_what_it_compiles_in_the_folder_of_its_server_unless_the_worker_names_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, other = processes.CACHES
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(other, "/of the worker")
+    here = Surroundings.here()
+    monkeypatch.setenv(name, "/of the server")
+    monkeypatch.setenv(other, "/of the server")
+    monkeypatch.setattr("sys.path", list(sys.path))
+    with dask.config.set({"temporary-directory": here.temporary_directory}):
+        here.take()
+        assert [os.environ[each] for each in (name, other)] == ["/of the server", "/of the worker"]
+
+
 def test_a_server_finds_our_package_where_the_working_folder_has_another(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
