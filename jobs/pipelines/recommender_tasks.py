@@ -124,9 +124,17 @@ def written(url: str, function: Any, *args: Any) -> tuple[int, str]:
     return put_table(url, function(*args))
 
 
-def size(partition: Partition) -> tuple[int, int]:
-    """Return how many rows a partition has, and how many were dropped."""
-    return len(partition.ratings), partition.n_dropped
+class Size(NamedTuple):
+    """What the runner needs to know of a partition: rows, rows dropped, and its kind of times if it has any."""
+
+    n_rows: int
+    n_dropped: int
+    time_kind: str | None
+
+
+def size(partition: Partition) -> Size:
+    """Return the size of a partition."""
+    return Size(len(partition.ratings), partition.n_dropped, partition.time_kind)
 
 
 def ids_of(partition: Partition, name: str) -> Any:

@@ -162,6 +162,28 @@ def test_a_user_who_knows_all_items_but_two_gets_two(client: Client, tmp_path: P
     assert sorted(recommended[recommended["user"] == "u000"]["item"]) == [1006, 1007]
 
 
+TIMES = {"dates": "2020-01-01T00:00:00", "numbers": "1609459200", "none": ""}
+
+
+@pytest.mark.parametrize("kinds", [("dates", "numbers"), ("none", "numbers", "dates")])
+def test_dates_and_numbers_are_not_compared(kinds: tuple[str, ...], client: Client, tmp_path: Path) -> None:
+    for number, kind in enumerate(kinds):
+        frame = planted(20, 8, 0.4).assign(t=TIMES[kind])
+        put_csv(frame, str(tmp_path / "in" / f"{number}.csv"))
+    dates, numbers = (rf"/{kinds.index(kind)}\.csv" for kind in ("dates", "numbers"))
+    with pytest.raises(InputError, match=f"{dates}: column 't' has dates, but numbers in .*{numbers}; write all"):
+        run(client, str(tmp_path / "in"), str(tmp_path / "runs"), timestamp_column="t")
+
+
+def test_files_with_one_kind_of_times_or_none_are_read_together(client: Client, tmp_path: Path) -> None:
+    for number, (kind, rating) in enumerate([("none", 1.0), ("dates", 5.0), ("none", 2.0)]):
+        put_csv(planted(20, 8, 0.4).assign(t=TIMES[kind], rating=rating), str(tmp_path / "in" / f"{number}.csv"))
+    put_csv(planted(20, 8, 0.4).assign(t=TIMES["numbers"]), str(tmp_path / "test.csv"))
+    given = {"url": str(tmp_path / "in"), "test_url": str(tmp_path / "test.csv")}
+    metrics = metrics_of(run(client, given, str(tmp_path / "runs"), timestamp_column="t"))
+    assert metrics["n_duplicates"] == 2 * metrics["n_train"]
+
+
 BAD_INPUT = {
     "no rows": ("user_id,item_id,rating\n", {}, r"a\.csv: no interactions \(0 rows dropped\)"),
     "an empty file": ("", {}, r"a\.csv: no interactions"),
