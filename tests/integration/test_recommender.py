@@ -184,6 +184,34 @@ def test_files_with_one_kind_of_times_or_none_are_read_together(client: Client, 
     assert metrics["n_duplicates"] == 2 * metrics["n_train"]
 
 
+@pytest.mark.parametrize("ids", [("text", "integers"), ("integers", "text")])
+@pytest.mark.parametrize("known", ["some users know all items", "all users know all items"])
+def test_parts_without_recommendations_are_of_the_same_types(
+    known: str, ids: tuple[str, str], client: Client, tmp_path: Path
+) -> None:
+    pairs = [(u, i) for u in range(10) for i in range(12) if known.startswith("all") or u % 2 or i < 8]
+    users, items = zip(*pairs, strict=True)
+    frame = pd.DataFrame({"user_id": users, "item_id": items, "rating": [u * i % 5 + 1 for u, i in pairs]})
+    for name, kind in zip(("user_id", "item_id"), ids, strict=True):
+        frame[name] = [f"{name[0]}{number}" if kind == "text" else number for number in frame[name]]
+    url = put_csv(frame, str(tmp_path / "a.csv"))
+    manifest = run(client, url, str(tmp_path / "runs"), rank=2, n_iterations=2, k=3)
+    schemas = {
+        (file.name.split("/")[0], str(pq.read_schema(io.BytesIO(storage.read_bytes(file.url))).types))
+        for file in manifest.files
+        if file.name.endswith(".parquet")
+    }
+    user, item = ({"text": "string", "integers": "int64"}[kind] for kind in ids)
+    vector = "FixedSizeListType(fixed_size_list<element: double>[2])"
+    assert {name: types.replace("DataType", "") for name, types in schemas} == {
+        "recommendations": f"[({user}), ({item}), (int32), (double)]",
+        "user_factors": f"[({user}), {vector}, (double)]",
+        "item_factors.parquet": f"[({item}), {vector}, (double)]",
+    }
+    assert len(schemas) == 3
+    assert len(tables(manifest, "recommendations/")) == (0 if known.startswith("all") else 5 * 4)
+
+
 BAD_INPUT = {
     "no rows": ("user_id,item_id,rating\n", {}, r"a\.csv: no interactions \(0 rows dropped\)"),
     "an empty file": ("", {}, r"a\.csv: no interactions"),
