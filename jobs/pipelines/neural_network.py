@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
@@ -212,6 +213,6 @@ def _predictions(X: Floats, y: Floats, network: Network, weights: str) -> dict[s
     if network.classes is None:
         return {"target": y, "prediction": outputs}
     chances = _probabilities(outputs)
-    names = np.array(network.classes, dtype=object)
-    best = chances.argmax(axis=1)
-    return {"target": names[y.astype(int)], "prediction": names[best], "probability": chances.max(axis=1)}
+    names = pa.array(network.classes, pa.string())
+    true, best = pa.array(y.astype(np.int64)), pa.array(chances.argmax(axis=1))
+    return {"target": names.take(true), "prediction": names.take(best), "probability": chances.max(axis=1)}

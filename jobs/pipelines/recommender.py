@@ -73,8 +73,9 @@ def load(job: Job) -> Loaded:
     partitions = [
         job.client.submit(interactions.read, part, columns, is_implicit=is_implicit, pure=False) for part in parts
     ]
-    sizes = job.map(tasks.size, partitions)
-    n_rows, n_dropped = (sum(size[i] for size in sizes) for i in range(2))
+    sizes: list[tasks.Size] = job.map(tasks.size, partitions)
+    _check_times(params.timestamp_column, parts, sizes)
+    n_rows, n_dropped = sum(size.n_rows for size in sizes), sum(size.n_dropped for size in sizes)
     if n_dropped:
         job.log.warning("%d rows without user, item or rating dropped", n_dropped)
     if n_rows == 0:
@@ -233,6 +234,21 @@ def _parts(job: Job, url: str, columns: interactions.Columns, *, is_test: bool) 
         "files",
     )
     return [part for of_file in planned for part in of_file]
+
+
+def _check_times(column: str | None, parts: Sequence[interactions.Part], sizes: Sequence[tasks.Size]) -> None:
+    """Refuse times of which nobody knows how they compare; those of a test set of its own are compared among them."""
+    firsts: dict[tuple[bool, str], str] = {}
+    for part, size in zip(parts, sizes, strict=True):
+        if size.time_kind is not None:
+            firsts.setdefault((part.is_test, size.time_kind), part.url)
+    for is_test in (False, True):
+        dates, numbers = (firsts.get((is_test, kind)) for kind in ("dates", "numbers"))
+        if dates is not None and numbers is not None:
+            raise InputError(
+                f"{dates}: column {column!r} has dates, but numbers in {numbers}; "
+                "write all times in one way, or set params.timestamp_column to null"
+            )
 
 
 def _user_blocks(job: Job, partitions: Sequence[Any], user_ids: Any, item_ids: Any, rules: Rules) -> list[Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from jobs.artifacts import put_table
 from jobs.estimators.ranking import RankingSums, ranking_sums, top_k
-from jobs.readers.interactions import Partition
+from jobs.readers.interactions import Ids, Partition
 
 Floats = NDArray[np.float64]
 
@@ -102,8 +102,8 @@ def recommendations(
     owners = user_ids[block[0] :: block[1]][some]
     return pa.table(
         {
-            "user": np.repeat(owners, is_there.sum(axis=1)),
-            "item": item_ids[best[is_there]],
+            "user": _id_column(np.repeat(owners, is_there.sum(axis=1))),
+            "item": _id_column(item_ids[best[is_there]]),
             "rank": np.nonzero(is_there)[1].astype(np.int32) + np.int32(1),
             "score": scores[is_there] + mean,
         }
@@ -113,10 +113,15 @@ def recommendations(
 def factors(vectors: Floats, ids: Any, block: tuple[int, int], rank: int, bias: int) -> Any:
     """Arrow table of id, factors and, where the model has one, bias."""
     factors = pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(vectors[:, :rank]).ravel(), rank)
-    columns = {"id": ids[block[0] :: block[1]], "factors": factors}
+    columns = {"id": _id_column(ids[block[0] :: block[1]]), "factors": factors}
     if vectors.shape[1] > rank:
         columns["bias"] = np.ascontiguousarray(vectors[:, bias])
     return pa.table(columns)
+
+
+def _id_column(ids: Ids) -> Any:
+    """Ids as an Arrow array of text or integers: left to itself, Arrow takes text of which there is none for nulls."""
+    return pa.array(ids, pa.string() if ids.dtype == object else pa.int64())
 
 
 def written(url: str, function: Any, *args: Any) -> tuple[int, str]:
@@ -124,9 +129,17 @@ def written(url: str, function: Any, *args: Any) -> tuple[int, str]:
     return put_table(url, function(*args))
 
 
-def size(partition: Partition) -> tuple[int, int]:
-    """Return how many rows a partition has, and how many were dropped."""
-    return len(partition.ratings), partition.n_dropped
+class Size(NamedTuple):
+    """What the runner needs to know of a partition: rows, rows dropped, and its kind of times if it has any."""
+
+    n_rows: int
+    n_dropped: int
+    time_kind: str | None
+
+
+def size(partition: Partition) -> Size:
+    """Return the size of a partition."""
+    return Size(len(partition.ratings), partition.n_dropped, partition.time_kind)
 
 
 def ids_of(partition: Partition, name: str) -> Any:

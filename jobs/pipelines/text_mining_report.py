@@ -78,7 +78,8 @@ def term_rows(kind: str, groups: Sequence[Group]) -> pa.Table:
         for group in groups
         for rank, (term, weight) in enumerate(group.terms, start=1)
     ]
-    return pa.Table.from_pylist(rows)
+    fields = [(kind, pa.string()), ("rank", pa.int64()), ("term", pa.string()), ("weight", pa.float64())]
+    return pa.Table.from_pylist(rows, pa.schema(fields))
 
 
 def phrase_rows(kind: str, groups: Sequence[Group]) -> pa.Table:

@@ -58,16 +58,22 @@ _REMEDY = "take it out of the input"
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: its name below the input, the object that holds it, and the member's name where that is a zip."""
+    """One file: its name below the input, the object that holds it, and the member's name where that is a zip.
+
+    Where that zip is a copy in the scratch folder, `tar` is the archive that users know.
+    """
 
     name: str
     url: str
     member: str | None
     size: int
+    tar: str | None = None
 
     @property
     def place(self) -> str:
         """What an error message calls it."""
+        if self.tar is not None:
+            return f"{self.tar}!{self.name}"
         return f"{self.url}!{self.member}" if self.member else self.url
 
 
@@ -142,7 +148,7 @@ def _read_zip(url: str, entries: list[Entry]) -> Iterator[tuple[Entry, bytes]]:
 
 def _unpack_tar(url: str, scratch: str) -> list[Entry]:
     entries: list[Entry] = []
-    with closing(_Zips(scratch)) as zips, _decompressed(url) as stream:
+    with closing(_Zips(url, scratch)) as zips, _decompressed(url) as stream:
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_BoundedTarInfo) as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.isfile() else None
@@ -157,10 +163,10 @@ def _unpack_tar(url: str, scratch: str) -> list[Entry]:
 
 
 class _Zips:
-    """Writes members into zips of limited size, uncompressed."""
+    """Writes members of a tar into zips of limited size, uncompressed."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder, self._n = folder, 0
+    def __init__(self, tar: str, folder: str) -> None:
+        self._tar, self._folder, self._n = tar, folder, 0
         self._open()
 
     def _open(self) -> None:
@@ -173,7 +179,7 @@ class _Zips:
         """Add one member; return where it will be."""
         number = str(len(self._zip.namelist()))  # names may repeat in a tar
         self._zip.writestr(zipfile.ZipInfo(number), content)
-        entry = Entry(name, self._url, number, len(content))
+        entry = Entry(name, self._url, number, len(content), self._tar)
         if self._buffer.tell() >= _ZIP_BYTES or len(self._zip.namelist()) >= _ZIP_MEMBERS:
             self.flush()
         return entry

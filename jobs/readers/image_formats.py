@@ -112,7 +112,8 @@ def read_cifar10_names(data: bytes, name: str, place: str) -> list[str]:
     names = _plain_pickle(data, place).get(b"label_names")
     if not isinstance(names, list) or not all(isinstance(name, (bytes, str)) for name in names):
         raise InputError(f"{place}: no class names in it; put CIFAR-10's own file there")
-    return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
+    # A text, too, may hold what no file can: half of a pair of surrogates.
+    return [(name if isinstance(name, bytes) else _encoded(name)).decode("utf-8", "replace") for name in names]
 
 
 def read_idx(data: bytes, place: str, n_dimensions: int) -> NDArray[np.uint8]:
@@ -211,4 +212,8 @@ def _plain_pickle(data: bytes, place: str) -> Mapping[Any, Any]:
         raise InputError(f"{place}: not a pickle of CIFAR-10 ({error}); put its own file there") from error
     if not isinstance(content, dict):
         raise InputError(f"{place}: not a pickle of CIFAR-10 (no dictionary); put its own file there")
-    return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
+    return {_encoded(key) if isinstance(key, str) else key: value for key, value in content.items()}
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

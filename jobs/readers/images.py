@@ -141,6 +141,11 @@ def decode(scan: Scan, index: int) -> Decoded:
         images, labels = _read_idx_pair(part.entries)
     else:
         images, labels = _read_cifar10(part.entries[0])
+        if labels.max() >= len(scan.classes):
+            raise InputError(
+                f"{part.entries[0].place}: label {labels.max()}, but batches.meta names {len(scan.classes)} classes; "
+                "put CIFAR-10's own files there"
+            )
     if images.shape[1:] != scan.shape:
         if not scan.is_resized:
             raise _other_shape(part.entries[0].place, images.shape[1:], scan)
@@ -329,7 +334,8 @@ def _scan(
 
 def _checked_classes(url: str, classes: Sequence[str]) -> tuple[str, ...]:
     if len(classes) < 2:
-        raise InputError(f"{url}: one class only ({classes[0]!r}); put images of at least two classes there")
+        found = f"one class only ({classes[0]!r})" if classes else "no class has a name"
+        raise InputError(f"{url}: {found}; put images of at least two classes there")
     return tuple(classes)
 
 

@@ -7,9 +7,9 @@ item or a rating are dropped and counted. Called by the recommender pipeline; `i
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,9 @@ _END = "\x1edaskyard end of part\x1e"
 _LARGEST_RATING = 2.0**53
 # What int64 holds for certain, written as Python writes it: "007" and "7" stay two ids.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+# ISO 8601's end of a time of day that says how far it is from UTC.
+_ZONE = r"[0-9](Z|[+-][0-9]{2}(:?[0-9]{2})?)$"
+_TIME_OF_DAY = r"^.{10}[T ]"
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ class Partition:
     users, items : ndarray of shape (n_rows,)
         Codes.
     ratings, times : ndarray of shape (n_rows,)
-        Times are -inf where they are missing.
+        Times are -inf where they are missing: numbers as they are, or dates in microseconds since 1970 in UTC.
+    time_kind : {"numbers", "dates"} or None
+        What the times are, which others can be compared with; None where no row has one.
     n_dropped : int
         Rows left out because user, item or rating is missing.
     """
@@ -102,6 +107,7 @@ class Partition:
     times: NDArray[np.float64]
     n_dropped: int
     is_test: bool
+    time_kind: str | None = None
 
 
 def format_of(url: str, given: str) -> str:
@@ -164,16 +170,18 @@ def read(part: Part, columns: Columns, *, is_implicit: bool) -> Partition:
     ------
     InputError
         When the part does not parse, is one of several and has a line break within quotes, an id is neither integer
-        nor text, or a rating is not a number of at most 2^53 (`is_implicit`: not one from 0 up).
+        nor text, a rating is not a number of at most 2^53 (`is_implicit`: not one from 0 up), or a time is neither a
+        number nor a date.
     """
     table = _read_parquet(part, columns) if part.format == "parquet" else _read_text(part, columns)
     user_ids, users = _ids(part.url, columns.user, table.column(columns.user))
     item_ids, items = _ids(part.url, columns.item, table.column(columns.item))
     ratings, times = np.ones(len(table)), np.full(len(table), -np.inf)
+    time_kind = "numbers"
     if columns.rating is not None:
         ratings = _numbers(part.url, columns.rating, table.column(columns.rating))
     if columns.timestamp is not None:
-        times = _times(part.url, columns.timestamp, table.column(columns.timestamp))
+        times, time_kind = _times(part.url, columns.timestamp, table.column(columns.timestamp))
     if np.isinf(ratings).any():
         raise InputError(f"{part.url}: column {columns.rating!r} has an infinite value; remove such rows")
     if (np.abs(ratings) > _LARGEST_RATING).any():
@@ -192,7 +200,11 @@ def read(part: Part, columns: Columns, *, is_implicit: bool) -> Partition:
     kept = (users >= 0) & (items >= 0) & ~np.isnan(ratings) & ~(is_implicit & (ratings == 0))
     user_ids, users = _used(user_ids, users[kept])
     item_ids, items = _used(item_ids, items[kept])
-    return Partition(user_ids, item_ids, users, items, ratings[kept], times[kept], int((~kept).sum()), part.is_test)
+    ratings, times, n_dropped = ratings[kept], times[kept], int((~kept).sum())
+    has_times = bool(np.isfinite(times).any())
+    return Partition(
+        user_ids, item_ids, users, items, ratings, times, n_dropped, part.is_test, time_kind if has_times else None
+    )
 
 
 def union(ids: Sequence[Ids]) -> Ids:
@@ -380,7 +392,11 @@ def _ids(url: str, name: str, column: Any) -> tuple[Ids, NDArray[np.int64]]:
 def _used(ids: Ids, codes: NDArray[np.int64]) -> tuple[Ids, NDArray[np.int64]]:
     """Leave out the ids of which every row was dropped."""
     used, codes = np.unique(codes, return_inverse=True)
-    return ids[used], codes
+    ids = ids[used]
+    # Whether ids are integers must not depend on rows that are dropped: the parts are cut anywhere.
+    if ids.dtype == object and all(re.fullmatch(_INTEGER, id) for id in ids):
+        ids = ids.astype(np.int64)
+    return ids, codes
 
 
 def _numbers(url: str, name: str, column: Any) -> NDArray[np.float64]:
@@ -406,15 +422,37 @@ def _numbers(url: str, name: str, column: Any) -> NDArray[np.float64]:
     return np.array(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
 
 
-def _times(url: str, name: str, column: Any) -> NDArray[np.float64]:
-    """Return a column of numbers, dates or ISO 8601 text as floats that grow with time, -inf where it is null."""
+def _times(url: str, name: str, column: Any) -> tuple[NDArray[np.float64], str]:
+    """Return a column of numbers, dates or ISO 8601 text as floats, -inf where it is null; and which of the two.
+
+    Without a zone a date is UTC.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    dates = _dates(url, name, column)
+    times = _numbers(url, name, column if dates is None else dates)
+    return np.where(np.isnan(times), -np.inf, times), "numbers" if dates is None else "dates"
+
+
+def _dates(url: str, name: str, column: Any) -> Any:
+    """Return dates as microseconds since 1970 in UTC, which float64 holds; None where they are none."""
     if _is_text(column.type):
-        with contextlib.suppress(pa.ArrowInvalid):  # not dates, hence numbers
-            column = column.cast(pa.timestamp("us"))
-    if pa.types.is_temporal(column.type):
-        column = column.cast(pa.timestamp("us", tz=getattr(column.type, "tz", None))).cast(pa.int64())
-    times = _numbers(url, name, column)
-    return np.where(np.isnan(times), -np.inf, times)
+        column = pc.utf8_trim_whitespace(column)
+        is_zoned = pc.and_(pc.match_substring_regex(column, _TIME_OF_DAY), pc.match_substring_regex(column, _ZONE))
+        nothing = pa.scalar(None, column.type)
+        try:
+            zoned = pc.if_else(is_zoned, column, nothing).cast(pa.timestamp("us", tz="UTC"))
+            plain = pc.if_else(is_zoned, nothing, column).cast(pa.timestamp("us"))
+        except pa.ArrowInvalid:  # not dates, hence numbers
+            return None
+        return pc.coalesce(zoned.cast(pa.int64()), plain.cast(pa.int64()))
+    if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
+        return None
+    is_finer = pa.types.is_timestamp(column.type) and column.type.unit == "ns"
+    try:
+        return column.cast(pa.timestamp("us", getattr(column.type, "tz", None)), safe=not is_finer).cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{url}: column {name!r}: {_first_line(error)}; remove such rows") from error
 
 
 def _is_text(type: Any) -> bool:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 _MOST_DIMENSIONS = 8
 _MODULES = ("numpy.core.", "numpy._core.")
+_ORDERS = ("|", "=", "<", ">")
+_LONGEST_CODE = 8
 
 
 class PlainPickleError(Exception):
@@ -64,7 +66,7 @@ def recognise(function: Any, arguments: Any) -> Any:
     for prefix in _MODULES:
         name = name.replace(prefix, "numpy.core.", 1) if name.startswith(prefix) else name
     if name not in _RECOGNISED:
-        raise PlainPickleError(f"it asks for {name}")
+        raise PlainPickleError(f"it asks for {ascii(name)[1:-1]}")
     made = _RECOGNISED[name](arguments) if isinstance(arguments, tuple) else None
     if made is None:
         raise PlainPickleError(f"it asks for {name} with other arguments than Python and NumPy write")
@@ -81,7 +83,10 @@ def build(target: Any, state: Any) -> None:
     """
     match target, state:
         case _Type(), (int(), str() | bytes() as order, None, None, None, -1, -1, 0):
+            # NumPy reads much more than an order into what stands before a type.
             target.order = _code_of(order)
+            if target.order not in _ORDERS:
+                raise PlainPickleError("it builds a type of another byte order than NumPy has")
         case Array(values=None), (int(), shape, _Type() as kind, bool() | int() as is_fortran, bytes() as raw):
             target.values = _array(raw, kind, shape, "F" if is_fortran else "C")
         case _:
@@ -144,4 +149,6 @@ def _array(raw: bytes, kind: _Type, shape: Any, order: str) -> NDArray[Any]:
 
 
 def _code_of(code: bytes | str) -> str:
+    if len(code) > _LONGEST_CODE:
+        raise PlainPickleError(f"a type whose name has {len(code):,} characters")
     return code.decode("ascii") if isinstance(code, bytes) else code

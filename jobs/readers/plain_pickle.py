@@ -4,6 +4,10 @@ CIFAR's python version is pickles. Python's unpickler calls whatever a file asks
 NumPy's own constructors let in, their arguments crash the process. So this is a small interpreter of its own: it
 knows the opcodes of data, and recognises the few calls by which Python 2 and 3 write bytes and NumPy arrays. What it
 does in their place is to take note of the arguments. Called by `jobs.readers.image_formats`.
+
+A file decides how deep its objects nest, how often one holds another, and what the hash of a number is. So nothing here
+formats, compares or hashes an object before it is known to be text, bytes or a small number, and what an opcode makes
+is no longer than the file.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ __all__ = ["PlainPickleError", "load"]
 # A file of CIFAR-100's 50,000 images, names and two labels each has 400,000.
 _MOST_OPCODES = 4_000_000
 _LONGEST_NUMBER = 32  # characters, or bytes of the binary form
+_LONGEST_NAME = 200  # of what would be imported
+_MOST_KEYS = 1_000  # of one dict; CIFAR's batches have fewer than ten
 # Opcodes by name, with the format of their argument for `struct`, "line", or the format of a length and then so many
 # bytes. See pickletools for what each means.
 _ARGUMENTS: dict[bytes, tuple[str, str]] = {
@@ -100,7 +106,7 @@ _CALLS = {
 def load(data: bytes) -> Any:
     """Return what a pickle of protocol 0 to 5 holds: dict, list, tuple, bytes, str, numbers, None, arrays of numbers.
 
-    Text that Python 2 wrote is bytes. The keys of a dict are text, bytes or numbers.
+    Text that Python 2 wrote is bytes. The keys of a dict are text or bytes.
 
     Raises
     ------
@@ -109,6 +115,8 @@ def load(data: bytes) -> Any:
     """
     try:
         return _Interpreter(data).result()
+    except (RecursionError, MemoryError) as error:
+        raise PlainPickleError(f"it takes more than there is ({type(error).__name__})") from error
     except (IndexError, KeyError, ValueError, TypeError, struct.error, OverflowError) as error:
         raise PlainPickleError(f"damaged, {type(error).__name__}: {error}") from error
 
@@ -119,6 +127,7 @@ class _Interpreter:
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)
         self._size = len(data)
+        self._n_encoded = 0
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -193,6 +202,9 @@ class _Interpreter:
     # --- the memo
 
     def _put(self, index: int) -> None:
+        # Python counts them up. Anybody could choose larger ones such that their hashes are the same.
+        if not 0 <= index < _MOST_OPCODES:
+            raise PlainPickleError("damaged, a place in the memo that Python would not write")
         self._memo[index] = self._stack[-1]
 
     def _put_line(self, line: bytes) -> None:
@@ -298,10 +310,12 @@ class _Interpreter:
     def _set(self, values: list[Any]) -> None:
         target = self._top(dict)
         for key, value in zip(values[::2], values[1::2], strict=True):
-            # A key that holds others could take for ever to hash.
-            if not isinstance(key, (bytes, str, int, float)):
+            # A key that holds others could take for ever to hash, and numbers can be chosen that have one hash.
+            if not isinstance(key, (bytes, str)):
                 raise PlainPickleError(f"a key of type {type(key).__name__}")
             target[key] = value
+            if len(target) > _MOST_KEYS:
+                raise PlainPickleError(f"a dictionary of more than {_MOST_KEYS:,} keys")
 
     def _top(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
@@ -311,15 +325,28 @@ class _Interpreter:
     # --- what would call
 
     def _global(self, module: bytes) -> None:
-        self._push(Global(f"{module.decode()}.{self._line().decode()}"))
+        self._name(module.decode(), self._line().decode())
 
     def _stack_global(self) -> None:
         name = self._pop()
-        self._push(Global(f"{self._pop()}.{name}"))
+        self._name(self._pop(), name)
+
+    def _name(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise PlainPickleError("it asks for a name that is no text")
+        if len(module) + len(name) > _LONGEST_NAME:
+            raise PlainPickleError(f"it asks for a name of {len(module) + len(name):,} characters")
+        self._push(Global(f"{module}.{name}"))
 
     def _reduce(self) -> None:
         arguments = self._pop()
-        self._push(recognise(self._pop(), arguments))
+        made = recognise(self._pop(), arguments)
+        if isinstance(made, bytes):
+            # Python encodes each text once; the same one again and again would be more than the file.
+            self._n_encoded += len(made)
+            if self._n_encoded > self._size:
+                raise PlainPickleError("it encodes more text than it has")
+        self._push(made)
 
     def _build(self) -> None:
         state = self._pop()

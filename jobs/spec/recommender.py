@@ -36,7 +36,9 @@ class RecommenderParams(Params):
         description="Column of ratings (explicit) or of counts above 0 (implicit); null counts each interaction as 1.",
     )
     timestamp_column: Name | None = Field(
-        None, description="Column that says which of repeated ratings is the last; without it, the order of the rows."
+        None,
+        description="Column that says which of repeated ratings is the last: numbers or ISO 8601 dates, one of the two "
+        "in all files; without it, the order of the rows.",
     )
     columns: tuple[Name, ...] | None = Field(
         None, min_length=2, description="Names of the columns, in order, of csv and tsv files without a header."

@@ -162,6 +162,56 @@ def test_a_user_who_knows_all_items_but_two_gets_two(client: Client, tmp_path: P
     assert sorted(recommended[recommended["user"] == "u000"]["item"]) == [1006, 1007]
 
 
+TIMES = {"dates": "2020-01-01T00:00:00", "numbers": "1609459200", "none": ""}
+
+
+@pytest.mark.parametrize("kinds", [("dates", "numbers"), ("none", "numbers", "dates")])
+def test_dates_and_numbers_are_not_compared(kinds: tuple[str, ...], client: Client, tmp_path: Path) -> None:
+    for number, kind in enumerate(kinds):
+        frame = planted(20, 8, 0.4).assign(t=TIMES[kind])
+        put_csv(frame, str(tmp_path / "in" / f"{number}.csv"))
+    dates, numbers = (rf"/{kinds.index(kind)}\.csv" for kind in ("dates", "numbers"))
+    with pytest.raises(InputError, match=f"{dates}: column 't' has dates, but numbers in .*{numbers}; write all"):
+        run(client, str(tmp_path / "in"), str(tmp_path / "runs"), timestamp_column="t")
+
+
+def test_files_with_one_kind_of_times_or_none_are_read_together(client: Client, tmp_path: Path) -> None:
+    for number, (kind, rating) in enumerate([("none", 1.0), ("dates", 5.0), ("none", 2.0)]):
+        put_csv(planted(20, 8, 0.4).assign(t=TIMES[kind], rating=rating), str(tmp_path / "in" / f"{number}.csv"))
+    put_csv(planted(20, 8, 0.4).assign(t=TIMES["numbers"]), str(tmp_path / "test.csv"))
+    given = {"url": str(tmp_path / "in"), "test_url": str(tmp_path / "test.csv")}
+    metrics = metrics_of(run(client, given, str(tmp_path / "runs"), timestamp_column="t"))
+    assert metrics["n_duplicates"] == 2 * metrics["n_train"]
+
+
+@pytest.mark.parametrize("ids", [("text", "integers"), ("integers", "text")])
+@pytest.mark.parametrize("known", ["some users know all items", "all users know all items"])
+def test_parts_without_recommendations_are_of_the_same_types(
+    known: str, ids: tuple[str, str], client: Client, tmp_path: Path
+) -> None:
+    pairs = [(u, i) for u in range(10) for i in range(12) if known.startswith("all") or u % 2 or i < 8]
+    users, items = zip(*pairs, strict=True)
+    frame = pd.DataFrame({"user_id": users, "item_id": items, "rating": [u * i % 5 + 1 for u, i in pairs]})
+    for name, kind in zip(("user_id", "item_id"), ids, strict=True):
+        frame[name] = [f"{name[0]}{number}" if kind == "text" else number for number in frame[name]]
+    url = put_csv(frame, str(tmp_path / "a.csv"))
+    manifest = run(client, url, str(tmp_path / "runs"), rank=2, n_iterations=2, k=3)
+    schemas = {
+        (file.name.split("/")[0], str(pq.read_schema(io.BytesIO(storage.read_bytes(file.url))).types))
+        for file in manifest.files
+        if file.name.endswith(".parquet")
+    }
+    user, item = ({"text": "string", "integers": "int64"}[kind] for kind in ids)
+    vector = "FixedSizeListType(fixed_size_list<element: double>[2])"
+    assert {name: types.replace("DataType", "") for name, types in schemas} == {
+        "recommendations": f"[({user}), ({item}), (int32), (double)]",
+        "user_factors": f"[({user}), {vector}, (double)]",
+        "item_factors.parquet": f"[({item}), {vector}, (double)]",
+    }
+    assert len(schemas) == 3
+    assert len(tables(manifest, "recommendations/")) == (0 if known.startswith("all") else 5 * 4)
+
+
 BAD_INPUT = {
     "no rows": ("user_id,item_id,rating\n", {}, r"a\.csv: no interactions \(0 rows dropped\)"),
     "an empty file": ("", {}, r"a\.csv: no interactions"),

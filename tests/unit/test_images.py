@@ -176,6 +176,31 @@ def test_official_cifar10_is_read_in_both_versions(
         assert part.labels.tolist() == list(range(10))
 
 
+@pytest.mark.parametrize("make", [cifar10_binary, cifar10_python])
+@pytest.mark.parametrize(("names", "message"), [([], "no class has a name"), (["a", "b"], "label 9, but .* names 2")])
+def test_labels_without_a_name_are_refused(
+    tmp_path: Path, make: Callable[[], tuple[dict[str, bytes], Pixels]], names: list[str], message: str
+) -> None:
+    files = make()[0]
+    (meta,) = [name for name in files if "meta" in name]
+    files[meta] = "\n".join(names).encode() if meta.endswith(".txt") else pickle.dumps({b"label_names": names})
+    with pytest.raises(InputError, match=message):
+        read(put(tmp_path / "data", files), tmp_path)
+
+
+@pytest.mark.parametrize("archive", ["cifar.tar", "cifar.tar.gz", "cifar.zip", "a folder"])
+@pytest.mark.parametrize("name", ["data_batch_1", "test_batch", "batches.meta"])
+def test_a_damaged_member_is_named_as_users_know_it(tmp_path: Path, archive: str, name: str) -> None:
+    files = cifar10_python()[0] | {f"cifar-10-batches-py/{name}": b"damaged"}
+    packed = zipped(files) if archive.endswith(".zip") else tarred(files, "w:gz" if archive.endswith("gz") else "w")
+    with pytest.raises(InputError) as refused:
+        read(put(tmp_path / "data", files if archive == "a folder" else {archive: packed}), tmp_path)
+    folder = tmp_path / "data" if archive == "a folder" else f"{tmp_path}/data/{archive}!cifar-10-batches-py"
+    separator = "/cifar-10-batches-py/" if archive == "a folder" else "/"
+    assert f"{folder}{separator}{name}: not a pickle" in str(refused.value)
+    assert "scratch" not in str(refused.value)
+
+
 def test_pickles_that_ask_for_code_are_refused() -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

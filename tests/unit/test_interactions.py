@@ -223,6 +223,10 @@ def test_an_implicit_count_of_zero_is_dropped(tmp_path: Path) -> None:
         (["1.5", "0.25", "7"], [1.5, 0.25, 7]),
         (["2020-01-02", "2020-01-01T12:00:00", "2021-03-04"], [1577923200e6, 1577880000e6, 1614816000e6]),
         (["5", "", "4"], [5, -np.inf, 4]),
+        (
+            ["2020-01-01T00:00:00Z", "2020-01-01T00:00:00+02:00", "2019-12-31 19:00:00.5-0500", "", " 2020-01-01"],
+            [1577836800e6, 1577829600e6, 1577836800.5e6, -np.inf, 1577836800e6],
+        ),
     ],
 )
 def test_times_are_numbers_or_dates(values: list[str], expected: list[float], tmp_path: Path) -> None:
@@ -230,6 +234,39 @@ def test_times_are_numbers_or_dates(values: list[str], expected: list[float], tm
     path.write_text("user_id,item_id,rating,t\n" + "".join(f"1,2,3,{value}\n" for value in values))
     (partition,) = read_all(path, Columns("user_id", "item_id", "rating", "t"))
     assert partition.times.tolist() == expected
+    assert partition.time_kind == ("dates" if "-" in values[0] else "numbers")
+
+
+@pytest.mark.parametrize("rows", ["1,2,3,\n", "1,2,3,\n1,3,,2020-01-01\n", ""])
+def test_a_part_without_times_has_no_kind_of_them(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user_id,item_id,rating,t\n" + rows)
+    (partition,) = read_all(tmp_path / "a.csv", Columns("user_id", "item_id", "rating", "t")) or [None]
+    assert partition is None or partition.time_kind is None
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Kolkata"])
+def test_timestamps_of_every_unit_and_zone_are_the_same_times(unit: str, zone: str | None, tmp_path: Path) -> None:
+    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    extra = 1 if unit == "ns" else 0  # what is finer than a microsecond is left out
+    times = pa.array([1577923200 * per_second + extra, None], pa.timestamp(unit, zone))
+    pq.write_table(pa.table({"user_id": [1, 1], "item_id": [1, 2], "rating": [1, 2], "t": times}), tmp_path / "a.pq")
+    (partition,) = read_all(tmp_path / "a.pq", Columns("user_id", "item_id", "rating", "t"))
+    assert (partition.times.tolist(), partition.time_kind) == ([1577923200e6, -np.inf], "dates")
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (pa.array([1], pa.time32("s")), "'t' is of type time32"),
+        (pa.array([1], pa.duration("s")), "'t' is of type duration"),
+        (pa.array([2**31 - 1], pa.date32()), "'t': .*out of bounds timestamp"),
+    ],
+)
+def test_times_that_are_no_points_in_time_are_refused(times: Any, message: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user_id": [1], "item_id": [1], "rating": [1], "t": times}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=message):
+        read_all(tmp_path / "a.parquet", Columns("user_id", "item_id", "rating", "t"))
 
 
 def test_parquet_timestamps_are_times(tmp_path: Path) -> None:
@@ -246,6 +283,14 @@ def test_integer_ids_sort_by_value_and_mixed_ones_as_text() -> None:
     assert union([numbers, np.array([9, 100])]).tolist() == [9, 10, 100]
     assert union([numbers, words]).tolist() == ["10", "7", "9", "b"]
     assert union([union([numbers, words]), np.array([9])]).tolist() == ["10", "7", "9", "b"]
+
+
+@pytest.mark.parametrize("n_bytes", [1, 12, 1 << 20])
+def test_ids_of_dropped_rows_do_not_decide_whether_ids_are_integers(n_bytes: int, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user_id,item_id,rating\n9,1,1\nx,1,\n10,y,\n10,2,2\n")
+    partitions = read_all(tmp_path / "a.csv", n_bytes=n_bytes)
+    assert union([p.user_ids for p in partitions]).tolist() == [9, 10]
+    assert union([p.item_ids for p in partitions]).tolist() == [1, 2]
 
 
 def test_numbers_that_text_writes_with_zeros_stay_text(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_what_python_writes_is_read_in_every_protocol(protocol: int) -> None:
         written = {
             b"data": array,
             "labels": [0, 255, 256, -1, 70_000, 2**40, -(2**40)],
-            5: {"text": "ü\n\\", "bytes": [b"", b"'\"\n\0\xff", b"x" * 300], "tuples": ((), (1,), (1, 2), (1, 2, 3))},
+            "5": {"text": "ü\n\\", "bytes": [b"", b"'\"\n\0\xff", b"x" * 300], "tuples": ((), (1,), (1, 2), (1, 2, 3))},
             "others": [None, True, False, 1.5, "x" * 70_000, (1, 2, 3, 4)],
         }
         read = load(pickle.dumps(written, protocol))
@@ -143,13 +143,135 @@ def test_a_pickle_that_asks_for_a_call_is_refused(gadget: str) -> None:
         (b"}(]Nu.", "a key of type list"),
         (b"}(N)u.", "a key of type NoneType"),
         (b"}N)s.", "a key of type NoneType"),
-        (b"}(K\x01u.", "damaged"),
+        (b"}(U\x01au.", "damaged"),
+        (b"}(K\x01Nu.", "a key of type int"),
+        (b"}G\0\0\0\0\0\0\0\0Ns.", "a key of type float"),
+        (b"}\x88Ns.", "a key of type bool"),
+        (b"(K\x01Nd.", "a key of type int"),
+        (b"Np-1\n.", "a place in the memo that Python would not write"),
+        (b"Np2305843009213693951\n.", "a place in the memo that Python would not write"),
+        (b"Nr\xff\xff\xff\xff.", "a place in the memo that Python would not write"),
+        (b"\x8c\x01a]\x93.", "a name that is no text"),
+        (b"]\x8c\x01a\x93.", "a name that is no text"),
+        (b"C\x01a\x8c\x01a\x93.", "a name that is no text"),
+        (b"c" + b"a" * 199 + b"\nbc\n)R.", "a name of 201 characters"),
+        (b"ca\x1b[2J\xc3\xbc\nb\n)R.", r"it asks for a\\x1b\[2J\\xfc\.b"),
+        (b"cnumpy\ndtype\n(X\x09\0\0\0V99999999K\0K\1tR.", "a type whose name has 9 characters"),
         (b"NNa.", "NoneType in place of list"),
     ],
 )
 def test_a_damaged_pickle_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(PlainPickleError, match=message):
         load(data)
+
+
+NUMPY = "cnumpy\ndtype\n(U\x02u1K\0K\1tR(K\3U%c%sNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb."
+
+
+@pytest.mark.parametrize("order", ["|", "=", "<", ">"])
+def test_a_type_has_one_of_numpy_s_byte_orders(order: str) -> None:
+    assert load((NUMPY % (len(order), order)).encode("latin1")).order == order
+
+
+@pytest.mark.parametrize("order", ["", "3", "O,", "(9,9)", "V9,", "x" * 8, "x" * 99])
+def test_what_numpy_would_read_into_a_byte_order_is_refused(order: str) -> None:
+    with pytest.raises(PlainPickleError, match="another byte order|whose name has 99"):
+        load((NUMPY % (len(order), order)).encode("latin1"))
+
+
+def line(number: int) -> bytes:
+    return b"I%d\n" % number
+
+
+@pytest.mark.parametrize("key", ["numbers of one hash", "distinct texts", "distinct bytes"])
+@pytest.mark.parametrize("opcodes", ["SETITEM", "SETITEMS", "DICT"])
+def test_no_dictionary_takes_long_to_fill(key: str, opcodes: str) -> None:
+    def pair(i: int) -> bytes:
+        as_text = {"numbers of one hash": line(i * (2**61 - 1)), "distinct texts": b"V%d\n" % i}
+        return as_text.get(key, b"U\x08%08d" % i) + b"N"
+
+    def filled(n: int) -> bytes:
+        pairs = [pair(i) for i in range(n)]
+        if opcodes == "SETITEM":
+            return b"}" + b"".join(each + b"s" for each in pairs) + b"."
+        return (
+            (b"}(" if opcodes == "SETITEMS" else b"(") + b"".join(pairs) + (b"u." if opcodes == "SETITEMS" else b"d.")
+        )
+
+    message = "a key of type int" if key.startswith("numbers") else "a dictionary of more than 1,000 keys"
+    with pytest.raises(PlainPickleError, match=message):
+        load(filled(1001))
+    if not key.startswith("numbers"):
+        assert len(load(filled(1000))) == 1000
+        again = filled(1000)[:-1] + b"(" + pair(0) * 5000 + b"u."  # keys that are there already are no new ones
+        assert len(load(again)) == 1000
+
+
+def test_the_memo_takes_no_places_of_one_hash() -> None:
+    crafted = b"N" + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(1, 100))
+    with pytest.raises(PlainPickleError, match="a place in the memo"):
+        load(crafted + b".")
+
+
+def doubling(levels: int) -> bytes:
+    """A list in which each level holds the one before twice: as text it has 2**levels pieces."""
+    return b"]q\0" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(levels))
+
+
+DEEP = b"]" * 100_000 + b"a" * 99_999
+ENDINGS = {
+    "module": b"X\1\0\0\0a\x93.",
+    "name": b"q\xf0X\1\0\0\0ah\xf0\x93.",
+    "function": b")R.",
+    "arguments": b"q\xf0cnumpy\ndtype\nh\xf0R.",
+    "argument": b"\x85q\xf0cnumpy\ndtype\nh\xf0R.",
+    "text to encode": b"X\6\0\0\0latin1\x86q\xf0c_codecs\nencode\nh\xf0R.",
+    "shape to reconstruct": b"q\xf0cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nh\xf0U\1btR.",
+    "shape of a buffer": b"q\xf0cnumpy.core.numeric\n_frombuffer\n(U\1xcnumpy\ndtype\n(U\2u1K\0K\1tRh\xf0U\1CtR.",
+    "order of a buffer": b"q\xf0cnumpy.core.numeric\n_frombuffer\n(U\1xcnumpy\ndtype\n(U\2u1K\0K\1tRK\1\x85h\xf0tR.",
+    "state": b"q\xf0cnumpy\ndtype\n(U\2u1K\0K\1tRh\xf0b.",
+    "built": b"Nb.",
+    "key": b"q\xf0}h\xf0Ns.",
+    "set item": b"NNs.",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("object", [doubling(60), DEEP], ids=["doubling", "deep"])
+def test_no_object_is_looked_into_wherever_it_is_put(object: bytes, ending: str) -> None:
+    with pytest.raises(PlainPickleError) as refused:
+        load(b"\x80\x02" + object + ENDINGS[ending])
+    assert len(str(refused.value)) < 200
+
+
+def test_the_same_text_is_not_encoded_or_named_again_and_again() -> None:
+    text = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000
+    encode = b"c_codecs\nencode\nq\0" + text + b"X\6\0\0\0latin1\x86q\1"
+    assert load(encode + b"R.") == b"a" * 100_000
+    with pytest.raises(PlainPickleError, match="it encodes more text than it has"):
+        load(encode + b"0" + b"h\0h\1R" * 2 + b".")
+    with pytest.raises(PlainPickleError, match=r"a name of 100,001 characters"):
+        load(text + b"X\1\0\0\0a" + b"\x93.")
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError])
+def test_what_takes_too_much_all_the_same_is_refused(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("jobs.readers.plain_pickle._Interpreter._none", fail)
+    with pytest.raises(PlainPickleError, match=f"more than there is .{error.__name__}"):
+        load(b"N.")
+
+
+def test_halves_of_surrogates_are_no_key_and_no_name() -> None:
+    half = b"X\3\0\0\0\xed\xa0\x80"
+    with pytest.raises(InputError, match=r"no data"):
+        read_cifar10_python(b"}" + half + b"Ns.", "x")
+    (name,) = read_cifar10_names(b"}U\x0blabel_names]" + half + b"as.", "meta", "x")
+    name.encode()
 
 
 def test_no_damage_raises_anything_else_or_takes_more_memory_than_the_file() -> None:
