@@ -20,7 +20,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from jobs.errors import InputError, StorageDeniedError, StorageError, StorageMissingError, without_passwords
-from jobs.storage.errors import changed, mapped, s3_code
+from jobs.storage.errors import Damaged, changed, mapped, s3_code
 from jobs.storage.tries import retried
 
 # botocore would wait 60 s for a connection, and then do it again four times.
@@ -267,7 +267,9 @@ def remove_tree(url: str) -> None:
 
 
 @contextmanager
-def open_input(url: str, mode: str = "rb", etag: str | None = None, **options: Any) -> Iterator[IO[Any]]:
+def open_input(
+    url: str, mode: str = "rb", etag: str | None = None, size: int | None = None, **options: Any
+) -> Iterator[IO[Any]]:
     """Open `url` for reading, seekable; errors while reading are mapped as well.
 
     On S3 all that is read is of one version.
@@ -276,12 +278,35 @@ def open_input(url: str, mode: str = "rb", etag: str | None = None, **options: A
     ------
     InputError
         When it is not the version that `etag`, of a StoredFile, is of, or becomes another.
+    StorageError
+        When its size is not `size`, bytes, as it was listed.
     """
     fs, path = options_fs(url)
     with mapped(url), fs.open(path, mode, **options) as file:
         if etag is not None:
             _refuse_another(url, file.details if _speaks(fs, "s3") else fs.info(path), etag)
+        if size is not None and size != (found := int(file.details["size"] if _speaks(fs, "s3") else fs.size(path))):
+            raise Damaged(f"its size is {found:,} bytes, not {size:,} as it was listed")
         yield file
+
+
+@retried
+def refuse_resized(file: StoredFile) -> None:
+    """Refuse a file whose size is another than listed: whoever cuts it by that size would lose its end.
+
+    Raises
+    ------
+    InputError
+        When it has changed.
+    StorageError
+        When the storage's listing contradicts the content.
+    """
+    fs, path = options_fs(file.url)
+    with mapped(file.url):
+        if _speaks(fs, "s3"):
+            fs.refuse_another_size(path, file.size)
+        elif int(fs.info(path).get("size") or 0) != file.size:
+            raise changed(file.url)
 
 
 def join(url: str, *parts: str) -> str:

@@ -38,6 +38,7 @@ from jobs.errors import (
     StorageStalledError,
 )
 from jobs.local_s3 import LocalS3
+from jobs.readers import interactions, tables
 from jobs.storage import s3 as s3_files
 from jobs.storage import tries
 from tests.s3_proxy import Rule, S3Proxy
@@ -442,6 +443,91 @@ def test_ranges_of_a_large_object_are_of_one_version(s3: str, s3_server: LocalS3
     proxy.release(rule)
     thread.join(60)
     assert isinstance(outcome[0], InputError)
+
+
+LINES = b"a,b\n" + b"10,20\n" * 12_000
+
+
+@pytest.mark.parametrize("size", [100, len(LINES), (8 << 20) + 5])
+@pytest.mark.parametrize(("start", "end"), [(10, 20), (0, 10), (99, 1 << 30), (7, None), (None, 9), (-9, None)])
+def test_a_range_that_the_store_ignores_is_cut_out(
+    s3: str, proxy: S3Proxy, size: int, start: int | None, end: int | None
+) -> None:
+    data = (LINES * (size // len(LINES) + 1))[:size]
+    storage.write_bytes(f"{s3}/data", data)
+    rule = proxy.add(Rule("unranged", method="GET"))
+    assert storage.read_bytes(f"{s3}/data", start, end) == data[start:end]
+    assert proxy.n_struck(rule) >= 1
+
+
+def test_ranges_of_a_file_that_the_store_ignores_are_cut_out(s3: str, proxy: S3Proxy) -> None:
+    data = bytes(range(256)) * (10 << 12)
+    storage.write_bytes(f"{s3}/data", data)
+    rule = proxy.add(Rule("unranged", method="GET"))
+    with storage.open_input(f"{s3}/data", block_size=4 << 20) as file:
+        file.seek(1_000_001)
+        assert file.read(10) == data[1_000_001:1_000_011]
+    assert proxy.n_struck(rule) >= 1
+
+
+def test_a_store_that_sends_all_of_a_large_object_for_each_range_is_refused(s3: str, proxy: S3Proxy) -> None:
+    storage.write_bytes(f"{s3}/data", b"1" * (51 << 20))
+    proxy.add(Rule("unranged", method="GET"))
+    with pytest.raises(StorageError, match="damaged.*sent all of 53,477,376 bytes") as caught:
+        storage.read_bytes(f"{s3}/data")
+    assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize("reader", ["range", "large", "file"])
+def test_half_a_range_is_never_taken_for_all_of_it(s3: str, proxy: S3Proxy, reader: str) -> None:
+    url = f"{s3}/data"
+    data = LINES if reader == "range" else bytes(range(256)) * (52 << 12)
+    storage.write_bytes(url, data)
+    read = READERS.get(reader, storage.read_bytes)
+    right = read(url)
+    once = proxy.add(Rule("halved", method="GET", last=1))
+    assert read(url) == right  # what is wrong once heals
+    assert proxy.n_struck(once) == 1
+    proxy.add(Rule("halved", method="GET"))
+    with pytest.raises(StorageError, match="damaged.*were asked for") as caught:
+        read(url)
+    assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize("more", [-6, 6])
+@pytest.mark.parametrize("size", [len(LINES), 12 << 20])
+def test_a_size_that_is_not_the_objects_cuts_nothing_off(s3: str, proxy: S3Proxy, size: int, more: int) -> None:
+    url = f"{s3}/data.csv"
+    storage.write_bytes(url, (LINES * (size // len(LINES) + 1))[:size])
+    listed = storage.list_files(url)[0]
+    storage.refuse_resized(listed)
+    wrong = proxy.add(Rule("resized", more=more))
+    for read in (read_through, read_csv, lambda url: storage.refuse_resized(storage.list_files(url)[0])):
+        with pytest.raises(StorageError, match=r"damaged.* bytes") as caught:
+            read(url)
+        assert caught.value.exit_code == 75
+    assert proxy.n_struck(wrong) >= 3
+
+
+@pytest.mark.parametrize("reader", ["table", "interactions"])
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_no_rows_are_lost_behind_a_size_that_is_too_small(s3: str, proxy: S3Proxy, reader: str, method: str) -> None:
+    storage.write_bytes(f"{s3}/t/data.csv", LINES)
+    proxy.add(Rule("resized", method=method, more=-600))
+
+    def read() -> int:
+        if reader == "table":
+            table = tables.open_table(f"{s3}/t", "csv", 20_000)
+            return sum(len(tables.read_part(part, ["a"])) for part in table.parts)
+        columns = interactions.Columns("a", "b", None, None)
+        (file,) = storage.list_files(f"{s3}/t")
+        parts = interactions.plan(file, "csv", columns, 20_000, is_test=False)
+        return sum(len(interactions.read(part, columns, is_implicit=False).users) for part in parts)
+
+    try:
+        assert read() == 12_000
+    except StorageError as error:
+        assert "damaged" in str(error)
 
 
 def test_an_etag_that_is_no_md5_is_not_taken_for_one() -> None:
