@@ -9,7 +9,6 @@ from jobs.storage.files import (
     StoredFile,
     create,
     exists,
-    join,
     list_files,
     list_sizes,
     open_input,
@@ -23,6 +22,7 @@ from jobs.storage.files import (
     write_bytes,
 )
 from jobs.storage.tries import stalling_after
+from jobs.urls import join
 
 __all__ = [
     "StoredFile",

@@ -22,6 +22,7 @@ from fsspec.core import url_to_fs
 from jobs.errors import InputError, StorageDeniedError, StorageError, StorageMissingError, without_passwords
 from jobs.storage.errors import Damaged, changed, mapped, s3_code
 from jobs.storage.tries import retried
+from jobs.urls import problem_of, without_host
 
 # botocore would wait 60 s for a connection, and then do it again four times.
 _S3_CLIENT = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 1}}
@@ -51,13 +52,16 @@ def options_fs(url: str) -> tuple[Any, str]:
     StorageDeniedError
         When the URL holds a password: it would stand in manifests and logs.
     StorageMissingError
-        When this kind of URL cannot be read here.
+        When this kind of URL cannot be read here, or it names no place.
     """
     if without_passwords(url) != url:
         raise StorageDeniedError(
             f"{url}: holds a password; take it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or what fsspec reads for this kind of URL (FSSPEC_<PROTOCOL>_…)"
         )
+    problem = problem_of(url)
+    if problem is not None:
+        raise StorageMissingError(f"{url}: {problem}")
     protocol = url.partition("://")[0] if "://" in url else "file"
     with mapped(url):
         if protocol in ("s3", "s3a"):
@@ -84,9 +88,9 @@ def _other(url: str, protocol: str) -> tuple[Any, str]:
     if protocol == "file":
         # Not `url_to_fs`: it takes a `::` in a file's name for a chain.
         fs = fsspec.filesystem("file")
-        return fs, str(fs._strip_protocol(url))
+        return fs, str(fs._strip_protocol(without_host(url)))
     try:
-        fs, path = url_to_fs(url)
+        fs, path = url_to_fs(without_host(url))
     except Exception as error:
         if isinstance(error, OSError) and type(error) is not OSError:
             raise  # the network's
@@ -307,11 +311,6 @@ def refuse_resized(file: StoredFile) -> None:
             fs.refuse_another_size(path, file.size)
         elif int(fs.info(path).get("size") or 0) != file.size:
             raise changed(file.url)
-
-
-def join(url: str, *parts: str) -> str:
-    """Append path parts to a URL."""
-    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def _speaks(fs: Any, protocol: str) -> bool:
