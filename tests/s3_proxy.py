@@ -26,6 +26,10 @@ ignored         If-None-Match and If-Match are stripped, and the request is sign
 flipped         one bit in the middle of the answer's body is another; the answer loses the headers that begin as `drop`
                 says, such as x-amz-checksum, which not every store sends
 stale           a listing is answered as it was when the rule was added
+unranged        Range is stripped, and the request is signed anew: all of the object comes with 200
+halved          half of the range that was asked for comes, and the answer says so
+resized         the answer to a HEAD, and a listing, says sizes of `more` bytes more than there are
+endless         a listing goes on behind each page, always with the same token
 moved           301 PermanentRedirect with x-amz-bucket-region `region`
 conflict        409 ConditionalRequestConflict
 unimplemented   501 NotImplemented
@@ -60,7 +64,7 @@ from jobs.local_s3 import REGION, LocalS3
 
 Kind = Literal[
     *("late", "held", "lost", "cut", "trickling", "silent", "refused", "denied", "ignored", "flipped", "stale"),
-    *("moved", "conflict", "unimplemented"),
+    *("unranged", "halved", "resized", "endless", "moved", "conflict", "unimplemented"),
 ]
 ANSWERS = {
     "refused": (503, "SlowDown"),
@@ -100,6 +104,7 @@ class Rule:
     code: str | None = None
     region: str = "eu-central-1"
     drop: str | None = None
+    more: int = -1
 
 
 @dataclass(frozen=True)
@@ -312,6 +317,20 @@ class S3Proxy:
                 return await _send(writer, _without(head, rule.drop), flipped)
             case "ignored":
                 return await _send(writer, *await self._forward(self._signed_anew(request)))
+            case "unranged":
+                return await _send(writer, *await self._forward(self._signed_anew(request, ("range",))))
+            case "halved":
+                first, _, last = str(request.header("range")).removeprefix("bytes=").partition("-")
+                half = f"bytes={first}-{(int(first) + int(last)) // 2}"
+                return await _send(writer, *await self._forward(self._signed_anew(request, ("range",), Range=half)))
+            case "resized":
+                return await _send(writer, *_resized(*await self._forward(request), rule.more))
+            case "endless":
+                head, body = await self._forward(self._signed_anew(request, (), query="continuation-token"))
+                more = b"<IsTruncated>true</IsTruncated><NextContinuationToken>again</NextContinuationToken>"
+                body, n = re.subn(rb"<IsTruncated>false</IsTruncated>", more, body)
+                assert n == 1, body
+                return await _send(writer, *_with_length(head, body))
             case "stale":
                 listings = self._states[rule].listings or {}
                 return await _send(writer, *_answer(200, _listing(request.target, listings)))
@@ -337,7 +356,11 @@ class S3Proxy:
             begin = self._states[rule.after].struck_at if rule.after in self._states else None
         if begin is None or not begin + rule.since_s <= now <= begin + rule.since_s + rule.within_s:
             return False
-        if rule.kind == "stale" and not _is_listing(request):
+        if rule.kind in ("stale", "endless") and not _is_listing(request):
+            return False
+        if rule.kind == "resized" and request.method != "HEAD" and not _is_listing(request):
+            return False
+        if rule.kind in ("unranged", "halved") and not request.header("range"):
             return False
         is_meant = (not rule.method or request.method == rule.method) and rule.key in unquote(request.target)
         if not is_meant or (rule.header and request.header(rule.header.lower()) is None):
@@ -387,17 +410,18 @@ class S3Proxy:
         finally:
             await _end(writer)
 
-    def _signed_anew(self, request: _Request) -> _Request:
-        """The request without its conditions: the signature covers them."""
+    def _signed_anew(
+        self, request: _Request, dropped: tuple[str, ...] = CONDITIONS, query: str = "", **more: str
+    ) -> _Request:
+        """The request without its conditions, or other headers and a part of the query: the signature covers them."""
+        target = re.sub(rf"&?{query}=[^&]*", "", request.target) if query else request.target
         again = ("authorization", "x-amz-date", "x-amz-content-sha256", "expect", "connection")
-        kept = {k: v for k, v in request.headers if k.lower() not in (*again, *CONDITIONS)}
-        signed = botocore.awsrequest.AWSRequest(
-            request.method, f"http://{kept['Host']}{request.target}", kept, request.body
-        )
+        kept = {k: v for k, v in request.headers if k.lower() not in (*again, *dropped)} | more
+        signed = botocore.awsrequest.AWSRequest(request.method, f"http://{kept['Host']}{target}", kept, request.body)
         keys = self._s3.environment()
         credentials = botocore.credentials.Credentials(keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"])
         botocore.auth.S3SigV4Auth(credentials, "s3", REGION).add_auth(signed)
-        return _Request(request.method, request.target, list(signed.headers.items()), request.body)
+        return _Request(request.method, target, list(signed.headers.items()), request.body)
 
     def _listings(self) -> dict[str, list[tuple[str, int, str]]]:
         """Key, size and ETag of all that each bucket holds."""
@@ -433,6 +457,16 @@ async def _body(reader: asyncio.StreamReader, headers: list[tuple[str, str]], si
 def _without(head: bytes, prefix: str | None) -> bytes:
     lines = head.split(b"\r\n")
     return b"\r\n".join(line for line in lines if not (prefix and line.lower().startswith(prefix.lower().encode())))
+
+
+def _with_length(head: bytes, body: bytes) -> tuple[bytes, bytes]:
+    return re.sub(rb"(?i)(content-length: )\d+", rb"\g<1>%d" % len(body), head), body
+
+
+def _resized(head: bytes, body: bytes, more: int) -> tuple[bytes, bytes]:
+    if body:
+        return _with_length(head, re.sub(rb"(<Size>)(\d+)", lambda m: m[1] + b"%d" % (int(m[2]) + more), body))
+    return re.sub(rb"(?i)(content-length: )(\d+)", lambda m: m[1] + b"%d" % (int(m[2]) + more), head), body
 
 
 async def _send(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> bool:

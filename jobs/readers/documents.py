@@ -172,6 +172,7 @@ def _parquet_parts(job: Job, files: Sequence[storage.StoredFile], columns: tuple
 def _line_parts(
     job: Job, files: Sequence[storage.StoredFile], kind: Format, columns: tuple[str, ...], size: int
 ) -> list[Part]:
+    job.map(storage.refuse_resized, list(files), unit="files")
     urls = [file.url for file in files]
     has_header = kind in ("csv", "tsv")
     headers = job.map(formats.header, urls, kind, columns, unit="files") if has_header else [((), 0) for _ in urls]

@@ -132,6 +132,8 @@ def plan(file: storage.StoredFile, format: str, columns: Columns, n_bytes: int, 
     SpecError
         When column names are given for Parquet, which has its own.
     """
+    if format != "parquet":
+        storage.refuse_resized(file)
     if file.size == 0:
         return []
     if format == "parquet":

@@ -157,7 +157,7 @@ def _format_of(url: str, files: Sequence[StoredFile]) -> str:
 
 
 def _cut_text(file: StoredFile, format: str, blocksize: int) -> list[Part]:
-    columns = _header(file.url, format)
+    columns = _header(file, format)
     if file.url.lower().endswith(".gz"):
         return [Part(file, format, 0, file.size, columns)]
     n_parts = max(1, round(file.size / blocksize))
@@ -165,8 +165,10 @@ def _cut_text(file: StoredFile, format: str, blocksize: int) -> list[Part]:
     return [Part(file, format, start, stop, columns) for start, stop in itertools.pairwise(edges)]
 
 
-def _header(url: str, format: str) -> tuple[str, ...]:
-    with storage.open_input(url) as raw, _mapped(url), _unpacked(url, raw) as file:
+def _header(stored: StoredFile, format: str) -> tuple[str, ...]:
+    url = stored.url
+    # By its listed size it is cut.
+    with storage.open_input(url, etag=stored.etag, size=stored.size) as raw, _mapped(url), _unpacked(url, raw) as file:
         # Not readline(…): fsspec's files of S3 take no limit there.
         start = file.read(_LONGEST_HEADER)
         if len(start) == _LONGEST_HEADER and b"\n" not in start:

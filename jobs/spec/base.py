@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from jobs.errors import without_passwords
+from jobs.urls import problem_of
 
 
 class StrictModel(BaseModel):
@@ -24,8 +25,15 @@ def _without_password(url: str) -> str:
     return url
 
 
+def _complete(url: str) -> str:
+    problem = problem_of(url)
+    if problem is not None:
+        raise ValueError(f"{url} {problem}")
+    return url
+
+
 # The URL of a file or a folder.
-Place = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(_without_password), AfterValidator(_complete)]
 
 
 class Params(StrictModel):

@@ -9,19 +9,20 @@ from jobs.storage.files import (
     StoredFile,
     create,
     exists,
-    join,
     list_files,
     list_sizes,
     open_input,
     options_fs,
     read_bytes,
     read_versioned,
+    refuse_resized,
     remove_tree,
     replace,
     size_of,
     write_bytes,
 )
 from jobs.storage.tries import stalling_after
+from jobs.urls import join
 
 __all__ = [
     "StoredFile",
@@ -35,6 +36,7 @@ __all__ = [
     "options_fs",
     "read_bytes",
     "read_versioned",
+    "refuse_resized",
     "remove_tree",
     "replace",
     "size_of",

@@ -20,8 +20,9 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from jobs.errors import InputError, StorageDeniedError, StorageError, StorageMissingError, without_passwords
-from jobs.storage.errors import changed, mapped, s3_code
+from jobs.storage.errors import Damaged, changed, mapped, s3_code
 from jobs.storage.tries import retried
+from jobs.urls import problem_of, without_host
 
 # botocore would wait 60 s for a connection, and then do it again four times.
 _S3_CLIENT = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 1}}
@@ -51,13 +52,16 @@ def options_fs(url: str) -> tuple[Any, str]:
     StorageDeniedError
         When the URL holds a password: it would stand in manifests and logs.
     StorageMissingError
-        When this kind of URL cannot be read here.
+        When this kind of URL cannot be read here, or it names no place.
     """
     if without_passwords(url) != url:
         raise StorageDeniedError(
             f"{url}: holds a password; take it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or what fsspec reads for this kind of URL (FSSPEC_<PROTOCOL>_…)"
         )
+    problem = problem_of(url)
+    if problem is not None:
+        raise StorageMissingError(f"{url}: {problem}")
     protocol = url.partition("://")[0] if "://" in url else "file"
     with mapped(url):
         if protocol in ("s3", "s3a"):
@@ -84,9 +88,9 @@ def _other(url: str, protocol: str) -> tuple[Any, str]:
     if protocol == "file":
         # Not `url_to_fs`: it takes a `::` in a file's name for a chain.
         fs = fsspec.filesystem("file")
-        return fs, str(fs._strip_protocol(url))
+        return fs, str(fs._strip_protocol(without_host(url)))
     try:
-        fs, path = url_to_fs(url)
+        fs, path = url_to_fs(without_host(url))
     except Exception as error:
         if isinstance(error, OSError) and type(error) is not OSError:
             raise  # the network's
@@ -267,7 +271,9 @@ def remove_tree(url: str) -> None:
 
 
 @contextmanager
-def open_input(url: str, mode: str = "rb", etag: str | None = None, **options: Any) -> Iterator[IO[Any]]:
+def open_input(
+    url: str, mode: str = "rb", etag: str | None = None, size: int | None = None, **options: Any
+) -> Iterator[IO[Any]]:
     """Open `url` for reading, seekable; errors while reading are mapped as well.
 
     On S3 all that is read is of one version.
@@ -276,17 +282,35 @@ def open_input(url: str, mode: str = "rb", etag: str | None = None, **options: A
     ------
     InputError
         When it is not the version that `etag`, of a StoredFile, is of, or becomes another.
+    StorageError
+        When its size is not `size`, bytes, as it was listed.
     """
     fs, path = options_fs(url)
     with mapped(url), fs.open(path, mode, **options) as file:
         if etag is not None:
             _refuse_another(url, file.details if _speaks(fs, "s3") else fs.info(path), etag)
+        if size is not None and size != (found := int(file.details["size"] if _speaks(fs, "s3") else fs.size(path))):
+            raise Damaged(f"its size is {found:,} bytes, not {size:,} as it was listed")
         yield file
 
 
-def join(url: str, *parts: str) -> str:
-    """Append path parts to a URL."""
-    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+@retried
+def refuse_resized(file: StoredFile) -> None:
+    """Refuse a file whose size is another than listed: whoever cuts it by that size would lose its end.
+
+    Raises
+    ------
+    InputError
+        When it has changed.
+    StorageError
+        When the storage's listing contradicts the content.
+    """
+    fs, path = options_fs(file.url)
+    with mapped(file.url):
+        if _speaks(fs, "s3"):
+            fs.refuse_another_size(path, file.size)
+        elif int(fs.info(path).get("size") or 0) != file.size:
+            raise changed(file.url)
 
 
 def _speaks(fs: Any, protocol: str) -> bool:

@@ -4,6 +4,7 @@
 
 - each call ends when too little moves (`jobs.storage.tries`), wherever it waits: name, connection, answer, body;
 - what is read whole is compared with its checksum or its ETag, and an object that changes under its reader is an error;
+- a range is what was asked for, whatever the store makes of it;
 - a HEAD that is refused is asked again as a GET, whose answer says why;
 - removing many objects fails where one of them was not removed;
 - a certificate that is not trusted is not tried again.
@@ -36,6 +37,8 @@ WHOLE_BYTES = 8 << 20
 _RANGE_BYTES = 50 << 20
 _N_RANGES = 10
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_BEHIND_ITS_END = {"InvalidRange", "416"}
 _CANCEL_S = 5.0
 # What a HEAD can say of a refusal: without a body there is no code but the status.
 _BARE = {"400", "403", "Bad Request", "Forbidden"}
@@ -82,9 +85,14 @@ class S3(s3fs.S3FileSystem):
         try:
             content, answer = self.run(self._read_object, path, start, end, etag)
         except OSError as error:
-            if s3_code(error) not in ("InvalidRange", "416"):
+            if s3_code(error) not in _BEHIND_ITS_END:
                 raise
-            return b"", {"ETag": etag or ""}  # it begins behind the end: as of files, there is nothing
+            # It begins behind the end: as of files, there is nothing.
+            return b"", {
+                "ETag": etag or "",
+                "ContentRange": s3_header(error, "content-range") or "",
+                "ContentLength": 0,
+            }
         size = _total(answer)
         if (start is None and end is None) or len(content) == size:
             check(answer, content)
@@ -93,6 +101,16 @@ class S3(s3fs.S3FileSystem):
             check(answer, whole)
             content = whole[start:end]
         return content, answer
+
+    def refuse_another_size(self, path: str, size: int) -> None:
+        """Raise Damaged where the object has another size."""
+        try:
+            _, answer = self.run(self._read_object, path, *((0, 1) if size else (None, None)), None)
+        except OSError as error:
+            if s3_code(error) not in _BEHIND_ITS_END:
+                raise
+            answer = {"ContentLength": 0}
+        refuse_another_size(answer, size)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         """Return the bytes of an object, or a range of them."""
@@ -109,7 +127,7 @@ class S3(s3fs.S3FileSystem):
         if content is not None:
             return content, answer
         # Too long for one answer. Each range must be of the version that the first answer was of.
-        size, etag = int(answer["ContentLength"]), str(answer["ETag"])
+        size, etag = _total(answer), str(answer["ETag"])
         buffer = bytearray(size)
         turns = asyncio.Semaphore(_N_RANGES)
 
@@ -118,28 +136,40 @@ class S3(s3fs.S3FileSystem):
             async with turns:
                 part, _ = await self._get_object({**options, "Range": f"bytes={start}-{stop - 1}"}, etag)
             if part is None or len(part) != stop - start:
-                raise Damaged("storage sent a range of another length")
+                raise Damaged(f"an object of {size:,} bytes ends in its bytes {start:,} to {stop:,}")
             buffer[start:stop] = part
 
         await _all(fill(start) for start in range(0, size, _RANGE_BYTES))
         return bytes(buffer), answer
 
     async def _get_object(self, options: dict[str, Any], etag: str | None) -> tuple[bytes | None, dict[str, Any]]:
-        """Return the answer to a GET with its content, or with None where all of a large object was asked for."""
+        """Return the answer to a GET with its content, or with None where all of a large object was asked for.
+
+        The content is that which was asked for; a store may ignore a range, and send all.
+
+        Raises
+        ------
+        Damaged
+            When it is another range, or more than can be kept was sent.
+        """
         condition = {"IfMatch": etag} if etag else {}
+        asked = options.get("Range")
 
         async def get() -> tuple[bytes | None, dict[str, Any]]:
             answer = await self._call_s3("get_object", **options, **condition)
             try:
-                if "Range" not in options and int(answer["ContentLength"]) > _RANGE_BYTES:
+                is_all = "ContentRange" not in answer
+                if is_all and asked is None and _total(answer) > _RANGE_BYTES:
                     return None, answer
+                if is_all and asked is not None and _total(answer) > _RANGE_BYTES:
+                    raise Damaged(f"storage sent all of {_total(answer):,} bytes where {asked} was asked for")
                 return await answer["Body"].read(), answer
             finally:
                 answer["Body"].close()
 
         # As s3fs does: a body that breaks off is asked for again.
         content, answer = await s3fs.core._error_wrapper(get, retries=self.retries)
-        return content, answer
+        return (None if content is None else _asked_for(asked, content, answer)), answer
 
     async def _call_s3(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
@@ -190,12 +220,12 @@ class File(s3fs.S3File):
         if self._damage is not None:
             raise self._damage
         if self._whole is None and self.size <= WHOLE_BYTES:
-            self._whole = _read(self._url, self.fs, self.path, None, None, etag)[0]
+            self._whole = _read(self._url, self.fs, self.path, None, None, etag, self.size)[0]
         if self._whole is not None:
             return self._whole[start:end]
-        if start >= end:
+        if start >= min(end, self.size):
             return b""
-        content, answer = _read(self._url, self.fs, self.path, start, end, etag)
+        content, answer = _read(self._url, self.fs, self.path, start, end, etag, self.size)
         self._compare(answer, content, start)
         return content
 
@@ -221,11 +251,40 @@ class File(s3fs.S3File):
 
 @retried
 def _read(
-    url: str, fs: S3, path: str, start: int | None, end: int | None, etag: str | None
+    url: str, fs: S3, path: str, start: int | None, end: int | None, etag: str | None, size: int
 ) -> tuple[bytes, dict[str, Any]]:
     # Mapped here, not where the file was opened: what reads it takes an OSError for damage of its format.
     with mapped(url):
-        return fs.read(path, start, end, etag)
+        content, answer = fs.read(path, start, end, etag)
+        refuse_another_size(answer, size)
+        return content, answer
+
+
+def refuse_another_size(answer: dict[str, Any], size: int) -> None:
+    """Raise Damaged where an object has another size than a HEAD or a listing said: its end would be cut off."""
+    if _total(answer) != size:
+        raise Damaged(f"its size is {_total(answer):,} bytes, not {size:,} as storage said before")
+
+
+def _asked_for(asked: str | None, content: bytes, answer: dict[str, Any]) -> bytes:
+    """Return what was asked for of what came: a range as in the header, or without one all."""
+    first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+    size = _total(answer)
+    start = int(first) if first else max(size - int(last), 0)
+    stop = min(int(last) + 1, size) if first and last else size
+    if "ContentRange" not in answer:
+        if len(content) != size or (asked and answer.get("ResponseMetadata", {}).get("HTTPStatusCode") != 200):
+            raise Damaged(f"storage sent {len(content):,} bytes without saying which")
+        check(answer, content)
+        return content if asked is None else content[start:stop]
+    said = _CONTENT_RANGE.fullmatch(str(answer["ContentRange"]))
+    sent = (int(said[1]), int(said[2]) + 1) if said else None
+    if sent != (start, stop) or len(content) != stop - start:
+        raise Damaged(
+            f"storage sent {len(content):,} bytes as {str(answer['ContentRange'])[:80]!r} "
+            f"where bytes {start:,} to {stop:,} of {size:,} were asked for"
+        )
+    return content
 
 
 def check(answer: dict[str, Any], content: bytes | None, md5: str | None = None) -> None:

@@ -32,12 +32,15 @@ from jobs import storage
 from jobs.errors import (
     DaskyardError,
     InputError,
+    SpecError,
     StorageDeniedError,
     StorageError,
     StorageMissingError,
     StorageStalledError,
 )
 from jobs.local_s3 import LocalS3
+from jobs.readers import interactions, tables
+from jobs.spec import parse
 from jobs.storage import s3 as s3_files
 from jobs.storage import tries
 from tests.s3_proxy import Rule, S3Proxy
@@ -444,6 +447,92 @@ def test_ranges_of_a_large_object_are_of_one_version(s3: str, s3_server: LocalS3
     assert isinstance(outcome[0], InputError)
 
 
+LINES = b"a,b\n" + b"10,20\n" * 12_000
+
+
+@pytest.mark.parametrize("size", [100, len(LINES), (8 << 20) + 5])
+@pytest.mark.parametrize(("start", "end"), [(10, 20), (0, 10), (99, 1 << 30), (7, None), (None, 9), (-9, None)])
+def test_a_range_that_the_store_ignores_is_cut_out(
+    s3: str, proxy: S3Proxy, size: int, start: int | None, end: int | None
+) -> None:
+    data = (LINES * (size // len(LINES) + 1))[:size]
+    storage.write_bytes(f"{s3}/data", data)
+    rule = proxy.add(Rule("unranged", method="GET"))
+    assert storage.read_bytes(f"{s3}/data", start, end) == data[start:end]
+    assert proxy.n_struck(rule) >= 1
+
+
+def test_ranges_of_a_file_that_the_store_ignores_are_cut_out(s3: str, proxy: S3Proxy) -> None:
+    data = bytes(range(256)) * (10 << 12)
+    storage.write_bytes(f"{s3}/data", data)
+    rule = proxy.add(Rule("unranged", method="GET"))
+    with storage.open_input(f"{s3}/data", block_size=4 << 20) as file:
+        file.seek(1_000_001)
+        assert file.read(10) == data[1_000_001:1_000_011]
+    assert proxy.n_struck(rule) >= 1
+
+
+def test_a_store_that_sends_all_of_a_large_object_for_each_range_is_refused(s3: str, proxy: S3Proxy) -> None:
+    storage.write_bytes(f"{s3}/data", b"1" * (51 << 20))
+    proxy.add(Rule("unranged", method="GET"))
+    with pytest.raises(StorageError, match=r"damaged.*sent all of 53,477,376 bytes") as caught:
+        storage.read_bytes(f"{s3}/data")
+    assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize("reader", ["range", "large", "file"])
+def test_half_a_range_is_never_taken_for_all_of_it(s3: str, proxy: S3Proxy, reader: str) -> None:
+    url = f"{s3}/data"
+    data = LINES if reader == "range" else bytes(range(256)) * (52 << 12)
+    storage.write_bytes(url, data)
+    read = READERS.get(reader, storage.read_bytes)
+    right = read(url)
+    once = proxy.add(Rule("halved", method="GET", last=1))
+    assert read(url) == right  # what is wrong once heals
+    assert proxy.n_struck(once) == 1
+    proxy.add(Rule("halved", method="GET"))
+    with pytest.raises(StorageError, match=r"damaged.*were asked for") as caught:
+        read(url)
+    assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize("more", [-6, 6])
+@pytest.mark.parametrize("size", [len(LINES), 12 << 20])
+def test_a_size_that_is_not_the_objects_cuts_nothing_off(s3: str, proxy: S3Proxy, size: int, more: int) -> None:
+    url = f"{s3}/data.csv"
+    storage.write_bytes(url, (LINES * (size // len(LINES) + 1))[:size])
+    listed = storage.list_files(url)[0]
+    storage.refuse_resized(listed)
+    wrong = proxy.add(Rule("resized", more=more))
+    for read in (read_through, read_csv, lambda url: storage.refuse_resized(storage.list_files(url)[0])):
+        with pytest.raises(StorageError, match=r"damaged.* bytes") as caught:
+            read(url)
+        assert caught.value.exit_code == 75
+    assert proxy.n_struck(wrong) >= 3
+
+
+@pytest.mark.parametrize("reader", ["table", "interactions"])
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_no_rows_are_lost_behind_a_size_that_is_too_small(s3: str, proxy: S3Proxy, reader: str, method: str) -> None:
+    storage.write_bytes(f"{s3}/t/data.csv", LINES)
+    proxy.add(Rule("resized", method=method, more=-600))
+
+    def read() -> int:
+        if reader == "table":
+            table = tables.open_table(f"{s3}/t", "csv", 20_000)
+            return sum(len(tables.read_part(part, ["a"])) for part in table.parts)
+        columns = interactions.Columns("a", "b", None, None)
+        (file,) = storage.list_files(f"{s3}/t")
+        parts = interactions.plan(file, "csv", columns, 20_000, is_test=False)
+        return sum(len(interactions.read(part, columns, is_implicit=False).users) for part in parts)
+
+    if (reader, method) == ("interactions", "HEAD"):  # which asks for none
+        assert read() == 12_000
+        return
+    with pytest.raises(StorageError, match="damaged"):
+        read()
+
+
 def test_an_etag_that_is_no_md5_is_not_taken_for_one() -> None:
     for answer in (
         {"ETag": '"' + "0" * 32 + '-2"'},
@@ -478,6 +567,65 @@ def test_a_url_of_any_kind_is_opened_or_refused_in_one_line(protocol: str) -> No
         assert refusal.exit_code == 2
         assert "\n" not in str(refusal)
         assert str(refusal).startswith(f"{protocol}://place/a: ")
+
+
+def put(url: str) -> None:
+    storage.write_bytes(url, b"1")
+
+
+INCOMPLETE = {
+    "s3://": "names no bucket",
+    "s3:///": "names no bucket",
+    "s3:///demo/x": "names no bucket",
+    "s3a://": "names no bucket",
+    "s3:/demo/x": r"write s3://…, or \./s3:…",
+    "s3:demo/x": r"write s3://…, or \./s3:…",
+    "S3:demo": r"write S3://…, or \./S3:…",
+    "file:/tmp/x": r"write file://…, or \./file:…",
+    "a:b/c": r"or \./a:… for a file of that name",
+    r"C:\data": r"or \./C:… for a file of that name",
+    "file://": "names no place",
+    "file://localhost": "names no place",
+    "https://": "names no place",
+    "file://host/tmp/x": "names the host 'host'",
+    "local://host/tmp/x": "names the host 'host'",
+}
+
+
+@pytest.mark.parametrize("url", INCOMPLETE)
+def test_a_url_that_names_no_place_is_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = [url, storage.join(url, "runs")] if url.startswith("s3") else [url]
+    for place, call in itertools.product(places, (storage.read_bytes, storage.list_files, storage.remove_tree, put)):
+        with pytest.raises(StorageMissingError, match=INCOMPLETE[url]) as caught:
+            call(place)
+        assert caught.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+    for keys in ({"output": url}, {"input": url}, {"input": {"url": "a", "test_url": url}}):
+        with pytest.raises(SpecError, match=INCOMPLETE[url]):
+            parse({"pipeline": "kmeans", "params": {"n_clusters": 2}, "input": "a", "output": "b", **keys})
+
+
+def test_the_name_of_this_machine_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for host in ("localhost", "LOCALHOST", ""):
+        url = f"file://{host}{tmp_path}/folder/a{host}"
+        assert storage.create(url, b"1")
+        assert (tmp_path / f"folder/a{host}").read_bytes() == storage.read_bytes(url) == b"1"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    storage.write_bytes("./a:b/c", b"2")
+    assert (tmp_path / "a:b" / "c").read_bytes() == b"2"
+
+
+def test_parts_are_joined_behind_the_scheme() -> None:
+    assert storage.join("s3://", "a") == "s3:///a"
+    assert storage.join("s3://b/", "/a/", "c") == "s3://b/a/c"
+    assert storage.join("file:///", "a") == "file:///a"
+    assert storage.join("memory://", "a") == "memory:///a"
+    assert storage.join("/", "a") == "/a"
+    assert storage.join("d//", "a") == "d/a"
 
 
 def test_colons_in_names_are_names_and_chains_are_refused(s3: str, tmp_path: Path) -> None:
