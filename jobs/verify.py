@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from jobs import storage
 from jobs.artifacts import MANIFEST, FileRecord, Manifest, attempt_url
 from jobs.errors import OutputError, StorageDeniedError
+from jobs.storage.errors import is_forbidden
 
 _BLOCK_BYTES = 16 << 20
 # A byte may be spoilt on its way as well; what is read a second time and still wrong is wrong in storage.
@@ -40,10 +41,14 @@ def refuse_damaged(manifest: Manifest, run_url: str) -> None:
     ------
     OutputError
         When they are not.
+    StorageError
+        When that cannot be known, unless these credentials may not look: that is told, and is no error.
     """
     try:
         damage = look(manifest, run_url)
     except StorageDeniedError as error:
+        if not is_forbidden(error):
+            raise
         _log.warning("%s: committed; whether its files are there cannot be looked at (%s)", run_url, error)
         return
     if damage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,27 @@ def test_a_listing_that_is_old_or_denied_makes_no_damage(s3_server: LocalS3, s3:
             look(manifest, f"{s3}/runs/r")
         # Keys that may read and not list still hear that the run is there.
         assert preflight.committed_of(spec_of(f"{s3}/runs")) == manifest
+
+
+def test_that_storage_refuses_for_other_reasons_is_not_taken_for_a_run_that_is_there(
+    s3_server: LocalS3, s3: str
+) -> None:
+    with S3Proxy(s3_server) as proxy:
+        commit(f"{s3}/runs")
+        for kind in ("unimplemented", "moved"):
+            proxy.clear()
+            proxy.add(Rule(kind, method="GET", key="list-type"))
+            with pytest.raises(StorageDeniedError):
+                preflight.committed_of(spec_of(f"{s3}/runs"))
+
+
+def test_the_manifest_of_another_run_is_not_this_runs(tmp_path: Path) -> None:
+    output = str(tmp_path / "runs")
+    commit(output)
+    shutil.copytree(tmp_path / "runs" / "r", tmp_path / "runs" / "r2")
+    spec = spec_of(output).model_copy(update={"run_id": "r2"})
+    with pytest.raises(OutputError, match="r2: holds a run of another"):
+        preflight.committed_of(spec)
 
 
 def test_a_byte_that_is_spoilt_on_its_way_is_no_damage(s3_server: LocalS3, s3: str) -> None:
