@@ -24,6 +24,8 @@ from jobs.plain import plain, plain_tree
 MANIFEST = "manifest.json"
 _ATTEMPTS = "attempts"
 _ATTEMPT = re.compile(r"\d{8}T\d{6}-[0-9a-f]{12}", re.ASCII)
+# Of a manifest: a thousand times that of a run with many files.
+_MOST_BYTES = 64 << 20
 _MOST_QUOTED = 100
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _log = logging.getLogger("daskyard.artifacts")
@@ -139,10 +141,15 @@ def read_manifest(run_url: str) -> Manifest:
         When what is there is no manifest, or names what no run of Daskyard has.
     """
     url = storage.join(run_url, MANIFEST)
+    oddity = storage.oddity(url)
+    if oddity is not None:
+        raise _no_manifest(url, f"it is {oddity}")
     try:
-        content = storage.read_bytes(url)
+        content = storage.read_bytes(url, 0, _MOST_BYTES + 1)
     except StorageMissingError as error:
         raise StorageMissingError(f"{run_url}: no committed run there; correct the URL or run the job") from error
+    if len(content) > _MOST_BYTES:
+        raise _no_manifest(url, f"it has more than {_MOST_BYTES:,} bytes")
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -154,9 +161,7 @@ def read_manifest(run_url: str) -> Manifest:
 
 
 def _no_manifest(url: str, problem: str) -> OutputError:
-    return OutputError(
-        f"{url}: not a manifest of Daskyard ({problem}); put it back, or remove it to run the job again"
-    )
+    return OutputError(f"{url}: not a manifest of Daskyard ({problem}); put it back, or remove it to run the job again")
 
 
 def _problem_of(manifest: Manifest) -> str | None:

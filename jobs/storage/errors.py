@@ -149,6 +149,11 @@ def is_forbidden(error: BaseException) -> bool:
     return isinstance(error.__cause__, PermissionError) if code is None else code in _MAY_NOT
 
 
+def is_damage(error: BaseException) -> bool:
+    """Whether an error of ours says that what came is not what was stored."""
+    return isinstance(error.__cause__, Damaged)
+
+
 def _denied(url: str, cause: str) -> StorageDeniedError:
     return StorageDeniedError(f"{url}: access denied ({cause}); grant these credentials access to it, or correct them")
 
