@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -22,6 +23,11 @@ from jobs.plain import plain, plain_tree
 
 MANIFEST = "manifest.json"
 _ATTEMPTS = "attempts"
+_ATTEMPT = re.compile(r"\d{8}T\d{6}-[0-9a-f]{12}", re.ASCII)
+# Of a manifest: a thousand times that of a run with many files.
+_MOST_BYTES = 64 << 20
+_MOST_QUOTED = 100
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _log = logging.getLogger("daskyard.artifacts")
 
 # What was measured may be no number; it then stands there as null, and is seen to be none.
@@ -132,17 +138,50 @@ def read_manifest(run_url: str) -> Manifest:
     StorageMissingError
         When nothing was committed there.
     OutputError
-        When what is there is no manifest.
+        When what is there is no manifest, or names what no run of Daskyard has.
     """
     url = storage.join(run_url, MANIFEST)
+    oddity = storage.oddity(url)
+    if oddity is not None:
+        raise _no_manifest(url, f"it is {oddity}")
     try:
-        content = storage.read_bytes(url)
+        content = storage.read_bytes(url, 0, _MOST_BYTES + 1)
     except StorageMissingError as error:
         raise StorageMissingError(f"{run_url}: no committed run there; correct the URL or run the job") from error
+    if len(content) > _MOST_BYTES:
+        raise _no_manifest(url, f"it has more than {_MOST_BYTES:,} bytes")
     try:
-        return Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise OutputError(f"{url}: not a manifest of Daskyard; write to another output") from error
+        raise _no_manifest(url, "it is not of that form") from error
+    problem = _problem_of(manifest)
+    if problem is not None:
+        raise _no_manifest(url, problem)
+    return manifest
+
+
+def _no_manifest(url: str, problem: str) -> OutputError:
+    return OutputError(f"{url}: not a manifest of Daskyard ({problem}); put it back, or remove it to run the job again")
+
+
+def _problem_of(manifest: Manifest) -> str | None:
+    """Return what no attempt writes: a manifest from elsewhere must not lead its reader out of the run's folder."""
+    if not _ATTEMPT.fullmatch(manifest.attempt):
+        return f"attempt is {_quoted(manifest.attempt)}"
+    if not manifest.files:
+        return "it lists no files"
+    names: set[str] = set()
+    for name in (file.name for file in manifest.files):
+        if any(part in ("", ".", "..") for part in name.split("/")) or _CONTROL.search(name):
+            return f"a file's name is {_quoted(name)}"
+        if name in names:
+            return f"it lists {_quoted(name)} twice"
+        names.add(name)
+    return None
+
+
+def _quoted(text: str) -> str:
+    return ascii(text[:_MOST_QUOTED])
 
 
 def attempt_url(run_url: str, attempt: str) -> str:

@@ -90,7 +90,7 @@ def taken_over(manifest: Manifest, spec: JobSpec) -> Manifest:
         is_same = parse(manifest.spec).digest == spec.digest
     except SpecError:
         is_same = False
-    if not is_same:
+    if not is_same or manifest.run_id != spec.name:
         raise OutputError(f"{run_url}: holds a run of another spec; choose another run_id or output")
     refuse_damaged(manifest, run_url)
     return manifest

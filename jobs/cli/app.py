@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,8 @@ from jobs.cli import outcome, submit_api, submit_manifest, submit_status, tables
 from jobs.cli import params as model_params
 from jobs.cli import submit as submitting
 from jobs.cli.progress import watching
-from jobs.errors import DaskyardError, OutputError, SpecError, StoppedError, stop_of
+from jobs.errors import DaskyardError, OutputError, SpecError, StoppedError, StorageError, stop_of
+from jobs.storage.tries import stalling_after
 from jobs.visible import visible, visible_json, visible_lines
 
 app = typer.Typer(
@@ -284,24 +285,38 @@ def show(
 ) -> None:
     """Show metrics, stages and files of a committed run."""
     manifest = artifacts.read_manifest(run_url)
-    damage = _verified(manifest, run_url) if is_verified else []
+    found = _verified(manifest, run_url) if is_verified else []
+    damaged, unread = ([each for each in found if each.is_proved is is_proved] for is_proved in (True, False))
     if as_json:
-        document = manifest.model_dump(mode="json")
-        _print_json(document | ({"damaged": [asdict(each) for each in damage]} if is_verified else {}))
+        rows = {"damaged": _damage_rows(damaged), "unreadable": _damage_rows(unread)} if is_verified else {}
+        _print_json(manifest.model_dump(mode="json") | rows)
     else:
         tables.run_summary(Console(), run_url, manifest)
         tables.run_details(Console(), manifest)
-    for each in damage:
-        _line("damaged", str(each))
-    if damage:
-        raise OutputError(f"{run_url}: {len(damage)} of {len(manifest.files)} files are damaged; put them back")
+    for each in found:
+        _line("damaged" if each.is_proved else "unreadable", str(each))
+    n_files = len(manifest.files)
+    more = f"{len(unread)} of {n_files} files could not be read"
+    if damaged:
+        end = f"; {more}, try again" if unread else ""
+        raise OutputError(f"{run_url}: {len(damaged)} of {n_files} files are damaged; put them back{end}")
+    if unread:
+        raise StorageError(f"{run_url}: {more}, the others are what was written; try again")
     if is_verified and not as_json:
-        tables.line(Console(), f"verified: {len(manifest.files)} files are what was written")
+        tables.line(Console(), f"verified: {n_files} files are what was written")
 
 
 def _verified(manifest: artifacts.Manifest, run_url: str) -> list[verify.Damage]:
-    with watching(Console(stderr=True)) as listener:
+    with ExitStack() as stack:
+        # What another version of Daskyard wrote may be no spec of this one; its files can be read all the same.
+        with suppress(SpecError):
+            stack.enter_context(stalling_after(spec.parse(manifest.spec).storage.stall_seconds))
+        listener = stack.enter_context(watching(Console(stderr=True)))
         return verify.verify(manifest, run_url, lambda done, total: listener.progress("verify", done, total, "bytes"))
+
+
+def _damage_rows(damage: list[verify.Damage]) -> list[dict[str, str]]:
+    return [{"name": each.name, "url": each.url, "problem": each.problem} for each in damage]
 
 
 @app.command("save-logs", hidden=True)

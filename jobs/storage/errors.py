@@ -28,6 +28,7 @@ _BAD_CREDENTIALS = {
     "RequestExpired": "this machine's clock differs from that of the storage; set it",
 }
 _DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"}
+_MAY_NOT = {"AccessDenied", "403", "Forbidden"}
 _NO_BUCKET = {"NoSuchBucket", "InvalidBucketName"}
 _MISSING = {"NoSuchKey", "404", "NoSuchUpload", "NotFound"}
 _OTHER_REGION = {
@@ -140,6 +141,17 @@ def _of_code(url: str, code: str, error: BaseException) -> StorageError | InputE
 def changed(url: str) -> InputError:
     """Return the error about an input that is another than it was."""
     return InputError(f"{url}: changed while it was read; run the job again when it is complete")
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether an error of ours says that known credentials may not do this, and not that something else is wrong."""
+    code = s3_code(error.__cause__)
+    return isinstance(error.__cause__, PermissionError) if code is None else code in _MAY_NOT
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error of ours says that what came is not what was stored."""
+    return isinstance(error.__cause__, Damaged)
 
 
 def _denied(url: str, cause: str) -> StorageDeniedError:

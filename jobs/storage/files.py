@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import random
+import stat
 import threading
 import time
 import uuid
@@ -257,6 +258,27 @@ def size_of(url: str) -> int | None:
         except FileNotFoundError:
             return None
     return None if found.get("type") == "directory" else int(found.get("size") or 0)
+
+
+def oddity(url: str) -> str | None:
+    """Return what stands at a path of this machine and is no file to read, such as "a pipe"; None where there is none.
+
+    To open one may wait for ever, and to read one may never end.
+    """
+    fs, path = options_fs(url)
+    if not _speaks(fs, "file") or not os.path.lexists(path):
+        return None
+    with mapped(url):
+        try:
+            mode = os.stat(path).st_mode
+        except OSError as error:
+            if not os.path.islink(path) or isinstance(error, PermissionError):
+                raise
+            return "a link that leads to nothing"
+    if stat.S_ISREG(mode):
+        return None
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 @retried

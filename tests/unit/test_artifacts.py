@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +98,45 @@ def test_a_foreign_file_in_the_manifests_place_is_refused(run_url: str) -> None:
     storage.write_bytes(f"{run_url}/manifest.json", b'{"something": "else"}')
     with pytest.raises(OutputError, match=r"manifest.json: not a manifest of Daskyard"):
         read_manifest(run_url)
+
+
+def edited(run_url: str, edit: Callable[[dict[str, Any]], object]) -> None:
+    attempt = Attempt(run_url)
+    attempt.write_bytes("a/b.txt", b"abc")
+    attempt.write_bytes("c", b"abc")
+    attempt.commit(manifest_of(attempt))
+    url = f"{run_url}/manifest.json"
+    document = json.loads(storage.read_bytes(url))
+    edit(document)
+    storage.write_bytes(url, json.dumps(document).encode())
+
+
+NAMES = ["../c", "a/../c", "..", ".", "./c", "a/./c", "", "/etc/passwd", "a//c", "c/", "c\0", "c\n", "\x7f", "\x9b1m"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_manifest_from_elsewhere_leads_to_nothing_outside_its_run(name: str, tmp_path: Path) -> None:
+    run_url = f"{tmp_path}/r"
+    edited(run_url, lambda document: document["files"][1].update(name=name))
+    with pytest.raises(OutputError, match=r"manifest.json: not a manifest of Daskyard \(a file's name is .*\)"):
+        read_manifest(run_url)
+
+
+@pytest.mark.parametrize("attempt", ["../../../x", "", ".", "a", "20260101T000000-0123456789ab/", "../x\n"])
+def test_a_manifest_names_an_attempt_as_attempts_are_named(attempt: str, tmp_path: Path) -> None:
+    run_url = f"{tmp_path}/r"
+    edited(run_url, lambda document: document.update(attempt=attempt))
+    with pytest.raises(OutputError, match=r"not a manifest of Daskyard \(attempt is "):
+        read_manifest(run_url)
+
+
+def test_a_manifest_lists_files_and_each_of_them_once(tmp_path: Path) -> None:
+    edited(f"{tmp_path}/none", lambda document: document.update(files=[]))
+    with pytest.raises(OutputError, match="it lists no files"):
+        read_manifest(f"{tmp_path}/none")
+    edited(f"{tmp_path}/twice", lambda document: document["files"][0].update(name="c"))
+    with pytest.raises(OutputError, match="it lists 'c' twice"):
+        read_manifest(f"{tmp_path}/twice")
 
 
 def test_what_fails_after_the_commit_takes_no_file_with_it(run_url: str) -> None:

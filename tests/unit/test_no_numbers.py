@@ -96,6 +96,7 @@ def test_a_metric_of_numpys_is_a_number_of_pythons() -> None:
 
 def test_a_run_with_metrics_that_are_no_numbers_is_committed_shown_and_told(tmp_path: Path) -> None:
     attempt = Attempt(str(tmp_path / "r"))
+    attempt.write_bytes("model.json", b"{}")
     metrics = {"inertia": math.nan, "silhouette": -math.inf, "n": 3}
     made = Manifest.model_validate({**manifest_of(attempt).model_dump(), "metrics": metrics})
     attempt.commit(made)
