@@ -36,6 +36,7 @@ from jobs.memory_watch import MemoryWatch
 from jobs.plain import plain
 from jobs.preflight import committed_of, refuse_memory, taken_over
 from jobs.report import html
+from jobs.sharing import defer_release
 from jobs.spec import JobSpec
 from jobs.stall_watch import watched
 from jobs.storage_limits import limit_storage_of_workers
@@ -117,6 +118,7 @@ def _run(
             if client is None:
                 client = stack.enter_context(connected(n_workers, memory))
                 listener.message(f"dashboard: {client.dashboard_link}")
+            stack.enter_context(defer_release())
             try:
                 with watched(client):
                     manifest = _attempted(spec, client, attempt, Telling(listener, client))

@@ -3,14 +3,21 @@
 `Client.map` of distributed 2026.8 puts a keyword above 100,000 bytes into the graph under its bare name: the next call
 with a keyword of that name meets the first one's value, or makes the scheduler refuse the graph. So no value goes
 through its keywords here. Called by the estimators' runner and by `jobs.job`.
+
+What a fit that fails has made is released here, too: Dask's client keeps the error of each of its futures, the error
+its traceback, and the traceback the frames that hold the futures. Else the tasks stay on the scheduler as long as the
+client lasts, and those that end workers end the workers of the next fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import dask
 from dask.utils import funcname
@@ -21,6 +28,58 @@ from distributed.protocol import pickle
 SMALL = 1 << 18
 # Bytes that the copies for all tasks may come to: what leaves the scheduler grows with the blocks.
 _MOST_COPIED = 1 << 24
+
+# The futures that the fit that runs has made, and those of fits that failed in a job that is yet to say why.
+_made: ContextVar[WeakSet[Future] | None] = ContextVar("_made", default=None)
+_failed: ContextVar[list[Future] | None] = ContextVar("_failed", default=None)
+
+
+@contextmanager
+def release_on_error() -> Iterator[None]:
+    """Release the futures that are made inside, and noted here, when an error leaves the outermost of these.
+
+    Each future is released by itself: one of the user's, of the same task, keeps the task.
+    """
+    if _made.get() is not None:
+        yield
+        return
+    made: WeakSet[Future] = WeakSet()
+    before = _made.set(made)
+    try:
+        yield
+    except BaseException:
+        failed = _failed.get()
+        if failed is None:
+            _release(made)
+        else:
+            failed += made
+        raise
+    finally:
+        _made.reset(before)
+
+
+@contextmanager
+def defer_release() -> Iterator[None]:
+    """Have fits that fail inside release their futures at the end of this: till then the scheduler can tell of them."""
+    failed: list[Future] = []
+    before = _failed.set(failed)
+    try:
+        yield
+    finally:
+        _failed.reset(before)
+        _release(failed)
+
+
+def note(futures: Iterable[Future]) -> None:
+    """Add to what `release_on_error` releases."""
+    made = _made.get()
+    if made is not None:
+        made.update(futures)
+
+
+def _release(futures: Iterable[Future]) -> None:
+    for future in list(futures):
+        future.release()
 
 
 def pickled_size(value: Any) -> int:
@@ -62,9 +121,11 @@ def submit_each(
     n_rows = len(columns[0])
     rows = [*columns, *([value] * n_rows for value in later.values())]
     name = funcname(function)
-    if _is_small(pickled_size(call), n_rows):
-        return list(client.map(call, *rows, key=name, pure=False))
-    return list(client.map(_called, [_remote(client, call)] * n_rows, *rows, key=name, pure=False))
+    is_small = _is_small(pickled_size(call), n_rows)
+    columns, task = (rows, call) if is_small else ([[_remote(client, call)] * n_rows, *rows], _called)
+    futures = list(client.map(task, *columns, key=name, pure=False))
+    note(futures)
+    return futures
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,6 +163,7 @@ def _remote(client: Any, value: Any) -> Future:
     """Submit a task whose result is the value. Dask does not look into it: to it, the value is part of a function."""
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GiB"}):
         future: Future = client.submit(partial(_itself, value), pure=False)
+    note([future])
     return future
 
 

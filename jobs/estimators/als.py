@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from jobs import sharing
 from jobs.estimators.als_blocks import InteractionBlocks, Submit, Summary, summary
 from jobs.estimators.als_steps import (
     Listener,
@@ -50,6 +51,7 @@ class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     _n_biases: int
     _dtypes: Sequence[Any] = (np.float64,)
 
+    @sharing.release_on_error()
     def fit(self, X: Any, y: Any = None, *, client: Any = None, on_iteration: Listener | None = None) -> Self:
         """Fit the factors.
 

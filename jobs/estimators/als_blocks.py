@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
+from jobs import sharing
+
 
 def block_size(n_rows: int, block: int, n_blocks: int) -> int:
     """Return how many of `n_rows` rows lie in block `block` of `n_blocks`."""
@@ -47,6 +49,7 @@ class InteractionBlocks:
         return cls.from_user_blocks(by_user, *matrix.shape)
 
     @classmethod
+    @sharing.release_on_error()
     def from_user_blocks(
         cls, by_user: Sequence[Any], n_users: int, n_items: int, client: Any = None
     ) -> InteractionBlocks:
@@ -86,7 +89,9 @@ class Submit:
         where = self._where.get(near.key) if near is not None else None
         # Only a wish: when that worker is gone, another one makes the block again.
         options = {"workers": where, "allow_other_workers": True} if where else {}
-        return self.client.submit(function, *args, pure=False, **options)
+        future = self.client.submit(function, *args, pure=False, **options)
+        sharing.note([future])
+        return future
 
     def locate(self, blocks: Sequence[Any]) -> None:
         """Remember where the blocks are."""

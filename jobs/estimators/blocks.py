@@ -108,6 +108,7 @@ class OnWorkers:
                 self.client.submit(_combined, combine, parts[at : at + _FAN_IN], pure=False)
                 for at in range(0, len(parts), _FAN_IN)
             ]
+            sharing.note(parts)
         return parts
 
     def grouped(self, *columns: Sequence[Any]) -> list[list[list[Any]]]:
@@ -165,9 +166,11 @@ def as_blocks(data: Any) -> list[Any]:
     blocks = list(data) if is_list else [data]
     if is_dask_collection(blocks[0]):
         try:
-            return list(default_client().compute(blocks))
+            futures = list(default_client().compute(blocks))
         except ValueError:
             return list(dask.compute(*blocks))
+        sharing.note(futures)
+        return futures
     return blocks
 
 

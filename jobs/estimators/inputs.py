@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import dask.array as da
 import numpy as np
 from dask.base import is_dask_collection
+from distributed import futures_of
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.utils import get_tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
+from jobs import sharing
 from jobs.estimators import blocks
 
 _FLOATS = (np.float64, np.float32)
@@ -110,7 +112,11 @@ def _dask_array(values: Any) -> Any:
     if not is_dask_collection(values):
         return da.from_array(np.asarray(values), chunks="auto")
     array = values if isinstance(values, da.Array) else values.to_dask_array()
-    return array.persist().compute_chunk_sizes() if np.isnan(array.shape[0]) else array
+    if not np.isnan(array.shape[0]):
+        return array
+    array = array.persist()
+    sharing.note(futures_of(array))
+    return array.compute_chunk_sizes()
 
 
 def _dask_rows(X: Any) -> Any:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from jobs import sharing
 from jobs.estimators.blocks import runner
 from jobs.estimators.tfidf import Analyzer, TfidfVectorizer, column_of
 from jobs.estimators.tfidf_kernels import counted
@@ -40,6 +41,7 @@ class _PairCounts:
     counts: NDArray[np.int64]
 
 
+@sharing.release_on_error()
 def keyphrases(
     documents: list[Any], groups: list[Any], n_groups: int, vectorizer: TfidfVectorizer, n_best: int
 ) -> list[list[Keyphrase]]:

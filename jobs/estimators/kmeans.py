@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
+from jobs import sharing
 from jobs.estimators import kmeans_kernels as kernels
 from jobs.estimators.blocks import is_cut, runner
 from jobs.estimators.inputs import Blocks, checked_blocks, map_rows
@@ -77,6 +78,7 @@ class KMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         self.tol = tol
         self.random_state = random_state
 
+    @sharing.release_on_error()
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
         """Fit to X (n, p), an array or a Dask collection, with weights (n,) if given.
 

@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from jobs import sharing
 from jobs.estimators import linear_passes as passes
 from jobs.estimators.blocks import Runner, add, as_blocks, is_cut, runner
 from jobs.estimators.hessian import MOST_WEIGHTS, solved
@@ -99,6 +100,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         self.tol = tol
         self.max_iter = max_iter
 
+    @sharing.release_on_error()
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, on_iteration: OnIteration | None = None
     ) -> LinearClassifier:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
+from jobs import sharing
 from jobs.estimators.blocks import add, runner
 from jobs.estimators.inputs import Blocks, checked_blocks, map_rows
 from jobs.estimators.moments import Moments, merged, moments, residual_products
@@ -54,6 +55,7 @@ class LinearRegression(RegressorMixin, BaseEstimator):
     def __init__(self, *, fit_intercept: bool = True) -> None:
         self.fit_intercept = fit_intercept
 
+    @sharing.release_on_error()
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LinearRegression:
         """Fit to X (n, p) and y (n,), arrays or Dask collections, with weights (n,) if given.
 

@@ -17,6 +17,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from jobs import sharing
 from jobs.estimators.blocks import Runner, add, as_blocks, is_cut, runner
 from jobs.estimators.inputs import checked_blocks, keep_columns, map_rows
 
@@ -73,6 +74,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.tol = tol
         self.seed = seed
 
+    @sharing.release_on_error()
     def fit(self, X: Any, y: Any = None, on_iteration: Callable[[int, float], None] | None = None) -> NMF:
         """Fit to rows `X`; `on_iteration` is called with the number of iterations and the relative error.
 
@@ -129,6 +131,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         run = runner(blocks)
         return run.map(_transformed, blocks, topics=run.share(self.components_))
 
+    @sharing.release_on_error()
     def fit_transform(self, X: Any, y: Any = None) -> Any:
         """Fit, and return W."""
         return self.fit(X).transform(X)

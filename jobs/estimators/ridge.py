@@ -8,6 +8,7 @@ import numpy as np
 import scipy.linalg
 from sklearn.base import BaseEstimator, RegressorMixin
 
+from jobs import sharing
 from jobs.estimators.blocks import add, runner
 from jobs.estimators.inputs import checked_blocks
 from jobs.estimators.linear_regression import (
@@ -44,6 +45,7 @@ class Ridge(RegressorMixin, BaseEstimator):
         self.alpha = alpha
         self.fit_intercept = fit_intercept
 
+    @sharing.release_on_error()
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Ridge:
         """Fit to X (n, p) and y (n,), arrays or Dask collections, with weights (n,) if given.
 

@@ -21,6 +21,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
+from jobs import sharing
 from jobs.estimators.blocks import Runner, add, as_blocks, runner
 from jobs.estimators.tfidf_kernels import counted, tally, weighed
 from jobs.estimators.words import Words, murmur3, split
@@ -126,6 +127,7 @@ class TfidfVectorizer(BaseEstimator):
         self.sublinear_tf = sublinear_tf
         self.n_hashed = n_hashed
 
+    @sharing.release_on_error()
     def fit(self, documents: Any, y: Any = None) -> TfidfVectorizer:
         """Learn vocabulary and document frequencies.
 
@@ -137,6 +139,7 @@ class TfidfVectorizer(BaseEstimator):
         self._fitted(as_blocks(documents), is_weighed=False)
         return self
 
+    @sharing.release_on_error()
     def fit_transform(self, documents: Any, y: Any = None) -> Any:
         """Learn vocabulary and document frequencies; return the weights. Documents are split into words once."""
         return self._like(documents, self._fitted(as_blocks(documents), is_weighed=True))
@@ -165,6 +168,7 @@ class TfidfVectorizer(BaseEstimator):
         n_hashed = self.n_hashed if self.mode == "hashed" else None
         return Analyzer((self.ngram_range[0], self.ngram_range[1]), self.min_token_length, frozenset(words), n_hashed)
 
+    @sharing.release_on_error()
     def feature_names(self, columns: NDArray[np.integer[Any]], documents: Any) -> NDArray[np.object_]:
         """Return the terms of some columns.
 

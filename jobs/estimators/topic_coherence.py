@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from jobs import sharing
 from jobs.estimators.blocks import add, runner
 
 
+@sharing.release_on_error()
 def topic_coherence(X: list[Any], top_columns: NDArray[np.intp]) -> NDArray[np.float64]:
     """Return the mean NPMI of each topic's pairs of top terms, from -1 (never together) to 1 (always).
 

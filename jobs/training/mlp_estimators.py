@@ -20,6 +20,7 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from jobs import sharing
 from jobs.errors import SpecError
 from jobs.estimators.blocks import Runner, runner
 from jobs.estimators.inputs import Blocks, checked_blocks, map_rows
@@ -172,6 +173,7 @@ class MLPClassifier(ClassifierMixin, MultiLayerPerceptron):
         The classes, sorted; each has an output, also where there are two.
     """
 
+    @sharing.release_on_error()
     def fit(self, X: Any, y: Any) -> MLPClassifier:
         """Fit to rows X (n, p) of classes y (n,).
 
@@ -208,6 +210,7 @@ class MLPRegressor(RegressorMixin, MultiLayerPerceptron):
     in the target's unit.
     """
 
+    @sharing.release_on_error()
     def fit(self, X: Any, y: Any) -> MLPRegressor:
         """Fit to rows X (n, p) and numbers y (n,).
 

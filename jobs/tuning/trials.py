@@ -24,6 +24,7 @@ from jobs.errors import InputError, SpecError, StorageError, StorageMissingError
 from jobs.job import Evaluation, Job, Pipeline, workers_lost
 from jobs.listener import Listener
 from jobs.plain import plain_tree
+from jobs.sharing import defer_release
 from jobs.spec import JobSpec
 from jobs.spec.tune import Tune
 from jobs.trial import Trial
@@ -99,6 +100,7 @@ class _Search:
         """What each trial reached."""
         return {place: record.value for place, record in self.records.items()}
 
+    @defer_release()
     def record(self, place: Place) -> str:
         """Make a trial and keep its record; return a line about it."""
         params, resource = self._candidates[place.number], self.plan.resources[place.rung]
