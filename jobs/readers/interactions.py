@@ -401,7 +401,7 @@ def _used(ids: Ids, codes: NDArray[np.int64]) -> tuple[Ids, NDArray[np.int64]]:
     return ids, codes
 
 
-def _numbers(url: str, name: str, column: Any) -> NDArray[np.float64]:
+def _numbers(url: str, name: str, column: Any, wanted: str = "number") -> NDArray[np.float64]:
     """Return a column as floats, NaN where it is null."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -412,7 +412,7 @@ def _numbers(url: str, name: str, column: Any) -> NDArray[np.float64]:
         except pa.ArrowInvalid as error:
             bad = next(value for value in column.to_pylist() if value is not None and not _is_number(value))
             raise InputError(
-                f"{url}: column {name!r} has {bad[:40]!r}, no number; remove such rows or choose another column"
+                f"{url}: column {name!r} has {bad[:40]!r}, no {wanted}; remove such rows or choose another column"
             ) from error
     if not (
         pa.types.is_integer(column.type)
@@ -432,7 +432,7 @@ def _times(url: str, name: str, column: Any) -> tuple[NDArray[np.float64], str]:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     dates = _dates(url, name, column)
-    times = _numbers(url, name, column if dates is None else dates)
+    times = _numbers(url, name, column if dates is None else dates, "number, nor are all of them dates of ISO 8601")
     return np.where(np.isnan(times), -np.inf, times), "numbers" if dates is None else "dates"
 
 

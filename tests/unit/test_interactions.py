@@ -244,6 +244,13 @@ def test_a_part_without_times_has_no_kind_of_them(rows: str, tmp_path: Path) -> 
     assert partition is None or partition.time_kind is None
 
 
+@pytest.mark.parametrize("times", [["2020/01/01"], ["2020-01-01", "1609459200"]])
+def test_text_that_is_no_time_is_named(times: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user_id,item_id,rating,t\n" + "".join(f"1,2,3,{time}\n" for time in times))
+    with pytest.raises(InputError, match=f"column 't' has '{times[0]}', no number, nor are all of them dates"):
+        read_all(tmp_path / "a.csv", Columns("user_id", "item_id", "rating", "t"))
+
+
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 @pytest.mark.parametrize("zone", [None, "UTC", "Asia/Kolkata"])
 def test_timestamps_of_every_unit_and_zone_are_the_same_times(unit: str, zone: str | None, tmp_path: Path) -> None:

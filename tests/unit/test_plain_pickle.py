@@ -175,7 +175,7 @@ def test_a_type_has_one_of_numpy_s_byte_orders(order: str) -> None:
 
 @pytest.mark.parametrize("order", ["", "3", "O,", "(9,9)", "V9,", "x" * 8, "x" * 99])
 def test_what_numpy_would_read_into_a_byte_order_is_refused(order: str) -> None:
-    with pytest.raises(PlainPickleError, match="another byte order|whose name has 99"):
+    with pytest.raises(PlainPickleError, match=r"another byte order|whose name has 99"):
         load((NUMPY % (len(order), order)).encode("latin1"))
 
 
