@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,11 +44,16 @@ _MAY_PASS = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256
 _STATUS_MAY_PASS = {408, 409, 425, 429}
 # Local disks and mounts that say no for good: another try would hear the same.
 _FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
+_USER_AND_PASSWORD = re.compile(r"[^\s:]+:\S+@")
 _NOT_A_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class Damaged(Exception):
     """What came is not what was stored; said without its URL."""
+
+
+class Misconfigured(Exception):
+    """A setting cannot work, whatever is asked; said without the URL of what was."""
 
 
 class Untrusted(Exception):
@@ -78,6 +84,8 @@ def translate(url: str, error: BaseException) -> StorageError | InputError | Non
         return StorageStalledError(f"{url}: {error}; check the endpoint and the network, then try again")
     if isinstance(error, Damaged):
         return StorageError(f"{url}: damaged on its way or in storage ({error}); put it there again if it stays so")
+    if isinstance(error, Misconfigured):
+        return StorageDeniedError(f"{url}: {error}")
     if isinstance(error, Untrusted):
         return StorageDeniedError(
             f"{url}: the server's certificate is not trusted ({_first_line(error)}); "
@@ -89,7 +97,7 @@ def translate(url: str, error: BaseException) -> StorageError | InputError | Non
         return _denied(url, type(error).__name__)
     if isinstance(error, FileNotFoundError):
         return StorageMissingError(f"{url}: not found; correct the URL or put the data there")
-    if _is_a(error, "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"):
+    if _is_a(error, "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
         return StorageDeniedError(f"{url}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if _is_a(error, "NoRegionError", "InvalidRegionError", "EndpointProviderError", "UnknownEndpointError"):
         return StorageDeniedError(f"{url}: no region that fits ({_first_line(error)}); set AWS_DEFAULT_REGION")
@@ -195,4 +203,5 @@ def _is_a(error: BaseException, *names: str) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """Return what a library says, without what may be a user and a password, in a URL or not."""
+    return _USER_AND_PASSWORD.sub("***@", (str(error).strip() or type(error).__name__).splitlines()[0])[:200]

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import inspect
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -29,6 +29,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 
 from jobs.errors import StorageError
 from jobs.storage.errors import Damaged, Untrusted, mapped, s3_code, s3_header
+from jobs.storage.settings import refuse_unusable
 from jobs.storage.tries import Watch, current_watch, retried, watched
 
 # Objects up to this size are read whole, whatever range is asked for: only whole ones can be compared with an ETag.
@@ -53,6 +54,7 @@ class S3(s3fs.S3FileSystem):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        refuse_unusable(self)
         for name, _ in inspect.getmembers(type(self), inspect.iscoroutinefunction):
             # fsspec has made a blocking method of each of them, which waits for ever.
             if name[1:] not in vars(S3) and name.startswith("_") and callable(getattr(self, name[1:], None)):
@@ -184,6 +186,20 @@ class S3(s3fs.S3FileSystem):
             if "Body" in answer:
                 answer["Body"].close()
             raise
+
+    async def _list_pages(self, method: str, **options: Any) -> AsyncIterator[dict[str, Any]]:
+        seen: set[tuple[str, ...]] = set()
+        async for page in super()._list_pages(method, **options):
+            yield page
+            if not page.get("IsTruncated"):
+                continue
+            names = ("NextContinuationToken", "NextKeyMarker", "NextVersionIdMarker")
+            token = ("token", *(page[name] for name in names if page.get(name)))
+            contents = page.get("Versions" if method == "list_object_versions" else "Contents") or []
+            last = ("key", *(str(contents[-1].get(name, "")) for name in ("Key", "VersionId"))) if contents else token
+            if len(token) == 1 or token in seen or last in seen:
+                raise Damaged("its listing goes on behind a page, but with what it said before")
+            seen |= {token, last}
 
     async def _bulk_delete(self, pathlist: list[str], **options: Any) -> list[str]:
         """Remove many objects; s3fs forgets those that storage did not remove."""

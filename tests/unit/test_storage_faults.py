@@ -13,6 +13,7 @@ import signal
 import ssl
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -326,6 +327,46 @@ def test_an_object_that_is_not_removed_is_an_error(s3: str, proxy: S3Proxy, monk
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", keeping)
     with pytest.raises(StorageDeniedError, match="access denied"):
         storage.remove_tree(f"{s3}/t")
+
+
+@pytest.mark.parametrize("operation", ["list_files", "list_sizes", "remove_tree", "glob"])
+def test_a_listing_that_never_ends_ends(s3: str, proxy: S3Proxy, operation: str) -> None:
+    url = f"{s3}/t"
+    for name in ("a", "b"):
+        storage.write_bytes(f"{url}/{name}", b"1")
+    rule = proxy.add(Rule("endless"))
+    listings = {
+        "list_files": storage.list_files,
+        "list_sizes": storage.list_sizes,
+        "remove_tree": storage.remove_tree,
+        "glob": lambda url: storage.list_files(f"{url}/*"),
+    }
+    with storage.stalling_after(20), pytest.raises(StorageError, match=r"damaged .*its listing goes on") as caught:
+        listings[operation](url)
+    assert caught.value.exit_code == 75
+    assert proxy.n_struck(rule) <= 16
+    proxy.clear()
+    assert len(storage.list_files(url)) == 2
+
+
+def test_all_pages_of_a_listing_come(s3: str) -> None:
+    names = [f"{n:02d}{'/a' * (n % 2)}" for n in range(12)]
+    for name in names:
+        storage.write_bytes(f"{s3}/t/{name}", b"1")
+    fs, path = storage.options_fs(f"{s3}/t")
+    bucket, prefix, _ = fs.split_path(path)
+
+    async def count(delimiter: str) -> int:
+        options = {"Bucket": bucket, "Prefix": f"{prefix}/", "Delimiter": delimiter, "MaxKeys": 1}
+        return len([page async for page in fs._list_pages("list_objects_v2", **options)])
+
+    assert fs.run(count, "") == fs.run(count, "/") == len(names)
+
+
+def test_what_a_library_says_holds_no_password() -> None:
+    with pytest.raises(StorageError, match=r"Invalid endpoint: \*\*\*@host") as caught, storage.mapped("s3://a/b"):
+        raise ValueError("Invalid endpoint: user:SECRETPW@host")
+    assert "SECRETPW" not in str(caught.value)
 
 
 def test_a_refusal_that_blames_the_request_is_not_tried_again(s3: str, proxy: S3Proxy) -> None:
@@ -650,6 +691,73 @@ def test_an_endpoint_that_is_no_url_is_named(
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StorageDeniedError, match="AWS_ENDPOINT_URL"):
         storage.read_bytes(f"{s3}/a")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def refusal(url: str) -> str:
+    """Return what storage says of settings that cannot work, and what a traceback would show."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    begin = time.monotonic()
+    with pytest.raises(StorageDeniedError) as caught:
+        storage.read_bytes(url)
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert caught.value.exit_code == 2
+    assert time.monotonic() - begin < LONGEST_S
+    assert "\n" not in str(caught.value)
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value)).replace("AWS_SECRET", "")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *("user:SECRETPW@host", "http://user:SECRETPW@host:9000", "http://user:SECRET/PW@host", "http://[::1"),
+        *("ftp://host", "http://host:99999", "http://host:0", "http://host:port", "http://host:9000 ", "http://host\n"),
+        *("http://:9000", "//host", "host:9000"),
+    ],
+)
+def test_an_endpoint_that_cannot_work_is_named_and_not_quoted(
+    s3: str, monkeypatch: pytest.MonkeyPatch, endpoint: str, name: str
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    monkeypatch.setenv(name, endpoint)
+    said = refusal(f"{s3}/a")
+    assert f"a: {name} " in said
+    assert "AWS_DEFAULT_REGION" not in said
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+@pytest.mark.parametrize(
+    "key", ["SECRETKEY\n", " SECRETKEY", "SECRETKEY\r\n", "SECRET\tKEY", "SECRETKEY\x7f", "\ufeffSECRET"]
+)
+def test_a_key_with_more_than_the_key_is_named(s3: str, monkeypatch: pytest.MonkeyPatch, name: str, key: str) -> None:
+    monkeypatch.setenv(name, key)
+    assert f"a: {name} holds white space" in refusal(f"{s3}/a")
+
+
+def test_files_of_settings_that_cannot_work_are_named(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "credentials"
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(file))
+        for content in (b"SECRET", b"\x00\xff\xfe", b"[default\nSECRET=1"):
+            file.write_bytes(content)
+            assert f"{file}, which {name} names, cannot be parsed" in refusal(f"{s3}/a")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    file.write_text("[default]\naws_access_key_id = key\naws_secret_access_key = SECRET KEY\n")
+    storage.exists(f"{s3}/a")  # the environment's keys count
+    keys = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    for name in keys:
+        monkeypatch.delenv(name)
+    assert "aws_secret_access_key in the file of credentials holds white space" in refusal(f"{s3}/a")
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
+        monkeypatch.setenv(name, "nope")
+        assert f"a: {name} names a profile that is neither in" in refusal(f"{s3}/a")
+        monkeypatch.delenv(name)
+    file.write_text("[default]\n" + "".join(f"{name.lower()} = {value} \r\n" for name, value in keys.items()))
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert not storage.exists(f"{s3}/a")
     s3fs.S3FileSystem.clear_instance_cache()
 
 
