@@ -30,7 +30,7 @@ from jobs.errors import (
 )
 from jobs.freed_memory import give_freed_memory_back
 from jobs.job import Evaluation, Job, Pipeline, workers_lost
-from jobs.listener import Listener
+from jobs.listener import Forgiving, Listener
 from jobs.local_cluster import room_for_temporary_files
 from jobs.memory_watch import MemoryWatch
 from jobs.plain import plain
@@ -92,7 +92,7 @@ def run(
         Its class says whether another try is worth it.
     """
     with storage.stalling_after(spec.storage.stall_seconds):
-        return _run(spec, n_workers, memory, listener or Listener(), client, on_commit)
+        return _run(spec, n_workers, memory, Forgiving(listener or Listener()), client, on_commit)
 
 
 def _run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from rich.text import Text
 import jobs
 from jobs import artifacts, datasets, logs, retries, spec, verify
 from jobs import preflight as checks
-from jobs.cli import outcome, submit_api, submit_manifest, submit_status, tables
+from jobs.cli import outcome, streams, submit_api, submit_manifest, submit_status, tables
 from jobs.cli import params as model_params
 from jobs.cli import submit as submitting
 from jobs.cli.progress import watching
@@ -480,10 +479,7 @@ def _stop_no_more() -> None:
 
 def main() -> None:
     """Run the command line."""
-    for stream in (sys.stdout, sys.stderr):
-        # What a terminal's encoding has no sign for must not end a job that is done.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    streams.prepare()
     # The default would end the process at once and leave the attempt's files behind.
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGALRM, _stop)

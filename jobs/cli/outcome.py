@@ -32,6 +32,7 @@ INTERRUPTED = 130
 
 READY = {"outcome": "ready"}
 RUNNING = {"outcome": "running"}
+_OUTCOMES = ("running", "ready", "committed", "failed")
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -43,7 +44,8 @@ def told_in(file: Path | None) -> Iterator[Tell]:
     Raises
     ------
     SpecError
-        When nothing can be written there; before the block begins. Later that is a warning: the run has its outcome.
+        When nothing can be written there, or what it holds is no result; before the block begins. Later that is a
+        warning: the run has its outcome.
     """
     if file is None:
         yield lambda document: None
@@ -51,6 +53,9 @@ def told_in(file: Path | None) -> Iterator[Tell]:
     document: dict[str, Any] = {}
 
     try:
+        if not _may_be_replaced(file):
+            # The job file, or its data: a slip of the keyboard must not cost them.
+            raise SpecError(f"--result: {file}: holds something else than a result; name another file, or remove it")
         _write(file, RUNNING)
     except OSError as error:
         raise SpecError(f"--result: {file}: cannot be written ({error.strerror}); name another file") from error
@@ -120,8 +125,10 @@ def _write(file: Path, document: dict[str, Any]) -> None:
             # A mount, such as Kubernetes makes for termination messages, and a folder that one may not write.
             if not file.exists():
                 raise error
-    descriptor = os.open(file, os.O_WRONLY)
+    # Of a pipe that nobody reads, the plain way would wait for a reader.
+    descriptor = os.open(file, os.O_WRONLY | os.O_NONBLOCK)
     try:
+        os.set_blocking(descriptor, True)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.write(descriptor, data)
@@ -131,6 +138,19 @@ def _write(file: Path, document: dict[str, Any]) -> None:
         os.ftruncate(descriptor, len(data))
     finally:
         os.close(descriptor)
+
+
+def _may_be_replaced(file: Path) -> bool:
+    """Whether there is no file, or one that is empty or holds a result; what is no file can be written to."""
+    if not file.is_file() or file.stat().st_size == 0:
+        return True
+    with file.open("rb") as opened:
+        data = opened.read(_MOST_BLANK + MAX_BYTES + 1)
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("outcome") in _OUTCOMES
 
 
 def _replace(file: Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from controller.observe import runner_of
 from jobs.cli import outcome
 from jobs.cli.app import app
-from jobs.errors import StoppedError, StorageDeniedError, WorkersLostError
+from jobs.errors import SpecError, StoppedError, StorageDeniedError, WorkersLostError
 
 COMMITTED = {"outcome": "committed", "run_url": "s3://demo/runs/a", "was_committed": False}
 
@@ -58,7 +59,7 @@ def test_an_error_with_a_long_message_fits_too() -> None:
 
 def test_a_run_that_fails_leaves_why_and_one_before_it_leaves_nothing(tmp_path: Path) -> None:
     job, file = tmp_path / "job.yaml", tmp_path / "result.json"
-    file.write_text("of an earlier run")
+    file.write_text(json.dumps(COMMITTED))
     content: dict[str, Any] = {"pipeline": "kmeans", "input": "memory://in", "output": "memory://out"}
     job.write_text(yaml.safe_dump(content))
     called = CliRunner().invoke(app, ["run", str(job), "--result", str(file)])
@@ -75,7 +76,7 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Pa
     assert "cannot be written (No such file or directory); name another file" in " ".join(called.output.split())
 
 
-@pytest.mark.parametrize("before", [None, "", "of an earlier run", "x" * 9000])
+@pytest.mark.parametrize("before", [None, "", json.dumps(COMMITTED), json.dumps(COMMITTED).ljust(9000)])
 def test_whoever_reads_the_file_finds_a_whole_document_at_any_time(before: str | None, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     if before is not None:
@@ -105,6 +106,40 @@ def test_whoever_reads_the_file_finds_a_whole_document_at_any_time(before: str |
     assert list(tmp_path.iterdir()) == [file]
 
 
+JOB = {"pipeline": "kmeans", "input": "memory://in", "output": "memory://out"}
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", '{"outcome": "x"}', "[1]", "1", '"committed"', "[" * 9000, " ", "{"])
+@pytest.mark.parametrize("command", ["run", "preflight"])
+def test_a_file_that_holds_no_result_is_not_written_over(command: str, content: str, tmp_path: Path) -> None:
+    job, other = tmp_path / "job.yaml", tmp_path / "data.csv"
+    job.write_text(yaml.safe_dump(JOB))
+    other.write_text(content)
+    (tmp_path / "link").symlink_to(job)
+    for file in (job, tmp_path / "link", other):
+        before = file.read_bytes()
+        called = CliRunner().invoke(app, [command, str(job), "--result", str(file)])
+        assert called.exit_code == 2
+        assert "holds something else than a result; name another file" in " ".join(called.stderr.split())
+        assert file.read_bytes() == before
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_that_nobody_reads_is_told_and_one_with_a_reader_gets_all(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(SpecError, match=r"pipe: cannot be written"), outcome.told_in(pipe):
+        pass
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with outcome.told_in(pipe) as tell:
+            assert json.loads(os.read(reader, 9000)) == outcome.RUNNING
+            tell(COMMITTED)
+        assert json.loads(os.read(reader, 9000)) == COMMITTED
+    finally:
+        os.close(reader)
+
+
 def test_a_link_and_what_is_no_file_are_written_in_place(tmp_path: Path) -> None:
     file, link = tmp_path / "mounted", tmp_path / "link"
     file.touch()
@@ -126,7 +161,7 @@ def test_a_file_that_nothing_can_be_renamed_to_is_written_in_place_and_is_never_
 
     monkeypatch.setattr(outcome.os, "replace", refuse)
     file = tmp_path / "termination-log"
-    file.write_text("x" * 900)
+    file.write_text(json.dumps(COMMITTED).ljust(900))
     number = file.stat().st_ino
     sizes: list[int] = []
     is_over = threading.Event()

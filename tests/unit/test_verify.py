@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from jobs import preflight, runner, storage
 from jobs.artifacts import Attempt, Manifest, read_manifest
 from jobs.cli.app import app
 from jobs.errors import OutputError, StorageDeniedError
+from jobs.listener import Listener
 from jobs.local_s3 import LocalS3
 from jobs.spec import JobSpec, parse
 from jobs.verify import look, verify
@@ -218,3 +220,15 @@ def test_a_damaged_run_is_not_run_again_and_not_called_done(tmp_path: Path) -> N
     storage.remove_tree(manifest.files[1].url)
     with pytest.raises(OutputError, match="damaged"):
         runner.run(spec_of(str(tmp_path / "runs")))
+
+
+class Full(Listener):
+    """Watches from a disk that is full."""
+
+    def message(self, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_listener_that_cannot_write_fails_no_run(tmp_path: Path) -> None:
+    manifest = commit(str(tmp_path / "runs"))
+    assert runner.run(spec_of(str(tmp_path / "runs")), listener=Full()).manifest == manifest
