@@ -140,7 +140,7 @@ def test_delayed_blocks_that_the_user_has_computed_stay_after_a_failed_fit(clien
     before = tasks_of(client)
     with pytest.raises(ValueError, match="alpha"):
         Ridge(alpha=-1).fit(blocks, delayed(classes))
-    with pytest.raises(ValueError, match="rows|blocks|shape|lengths"):
+    with pytest.raises(ValueError, match=r"rows|blocks|shape|lengths"):
         Ridge().fit(blocks, delayed(classes)[:-1])
     assert_no_more_than(client, before)
     assert len(client.gather(mine)) == N_BLOCKS
