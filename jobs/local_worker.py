@@ -33,10 +33,17 @@ def dask_setup(worker: Any) -> None:
         return bool(dask.config.get(DEBUG, False))
 
     logging.getLogger("distributed.spill").addFilter(is_shown)
+    quiet_removals()
     if not dask.config.get(DEBUG, False):
         logging.getLogger("distributed.worker").addFilter(_is_not_of_a_task)
         for name in ("distributed.comm.tcp", "distributed.sizeof"):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def quiet_removals() -> None:
+    """Keep out of the log that Dask does not find its folder any more: `held_folder` has removed it with all in it."""
+    if not dask.config.get(DEBUG, False):
+        logging.getLogger("distributed.diskutils").setLevel(logging.CRITICAL)
 
 
 def _is_not_of_a_task(record: logging.LogRecord) -> bool:
