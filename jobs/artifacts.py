@@ -265,6 +265,9 @@ class Attempt:
         # Before the request, not after it: whoever is told to stop in between must not take the files away.
         self._is_sent = True
         if storage.create(url, data):
+            # Stores have said so of what they did not keep. Nobody can know then what becomes of it.
+            if storage.size_of(url) != len(data):
+                raise StorageError(f"{url}: storage says that it was created, yet it is not there; run the job again")
             self._standing = manifest
         standing = self.settle()
         if standing is None:

@@ -32,7 +32,7 @@ from tornado.web import HTTPError, RequestHandler
 
 from jobs.environment import restored
 from jobs.errors import SpecError
-from jobs.local_worker import NO_ROOM
+from jobs.local_worker import NO_ROOM, quiet_removals
 from jobs.temporary import held_folder
 
 # Longer than any run; the key is gone with the processes that know it.
@@ -59,6 +59,7 @@ def started(n_workers: int, memory_limit: int, settings: Mapping[str, Any]) -> I
     SpecError
         When the folder for temporary files is full or cannot be written, or there is none.
     """
+    quiet_removals()
     host, prefix, security = loopback(), secrets.token_urlsafe(16), own_security()
     with (
         dask.config.set({**settings, **_preloads(), "distributed.worker.http.routes": []}),

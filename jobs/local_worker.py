@@ -37,11 +37,18 @@ def dask_setup(worker: Any) -> None:
         return bool(dask.config.get(DEBUG, False))
 
     logging.getLogger("distributed.spill").addFilter(is_shown)
+    quiet_removals()
     if not dask.config.get(DEBUG, False):
         for name in _TALKERS:
             logging.getLogger(f"distributed.{name}").addFilter(_is_not_told_elsewhere)
         for name in ("distributed.comm.tcp", "distributed.sizeof"):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def quiet_removals() -> None:
+    """Keep out of the log that Dask does not find its folder any more: `held_folder` has removed it with all in it."""
+    if not dask.config.get(DEBUG, False):
+        logging.getLogger("distributed.diskutils").setLevel(logging.CRITICAL)
 
 
 def _is_not_told_elsewhere(record: logging.LogRecord) -> bool:

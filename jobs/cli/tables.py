@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.artifacts import Manifest
+from jobs import storage
+from jobs.artifacts import Manifest, attempt_url
 from jobs.cli.params import params, summary
 from jobs.cli.progress import duration
 from jobs.datasets import Dataset
@@ -80,7 +81,8 @@ def run_summary(console: Console, run_url: str, manifest: Manifest) -> None:
     line(console, f"run     {run_url}")
     for file in manifest.files:
         if file.name == "report.html":
-            line(console, f"report  {file.url}")
+            # Not the URL that stands there: the run may have been copied since.
+            line(console, f"report  {storage.join(attempt_url(run_url, manifest.attempt), file.name)}")
 
 
 def run_details(console: Console, manifest: Manifest) -> None:

@@ -138,6 +138,7 @@ class JobSpec(StrictModel):
         """SHA-256 of what decides the result: everything but the run id and how to deal with storage."""
         left_out = {"run_id", "storage"} if self.tune else {"run_id", "storage", "tune"}
         content = self.model_dump(mode="json", exclude=left_out)
+        content["output"] = self.output.rstrip("/") or self.output  # with a slash at its end it is the same folder
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property

@@ -14,7 +14,7 @@ import pytest
 
 from jobs import storage
 from jobs.artifacts import Attempt, Manifest, read_manifest
-from jobs.errors import OutputError, StorageMissingError
+from jobs.errors import OutputError, StorageError, StorageMissingError
 
 
 def manifest_of(attempt: Attempt) -> Manifest:
@@ -146,3 +146,17 @@ def test_what_fails_after_the_commit_takes_no_file_with_it(run_url: str) -> None
     attempt.discard()
     [file] = read_manifest(run_url).files
     assert storage.read_bytes(file.url) == b"abc"
+
+
+def test_a_manifest_that_storage_took_and_did_not_keep_is_no_commit(
+    run_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Attempt(run_url)
+    attempt.write_bytes("a.txt", b"abc")
+    monkeypatch.setattr(storage, "create", lambda url, data: True)
+    with pytest.raises(StorageError, match="yet it is not there") as caught:
+        attempt.commit(manifest_of(attempt))
+    assert caught.value.exit_code == 75
+    assert attempt.settle() is None
+    assert not attempt.discard()
+    assert storage.exists(attempt.file_url("a.txt"))

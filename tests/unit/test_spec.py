@@ -162,3 +162,10 @@ def test_a_number_with_an_exponent_needs_no_point(tmp_path: Path) -> None:
     assert job.params.model_dump()["tol"] == 1e-3
     assert (job.output, job.run_id) == ("1e", "e1-4")
     assert load(tmp_path / "job.yaml", ["params.tol=2E-4"]).params.model_dump()["tol"] == 2e-4
+
+
+@pytest.mark.parametrize("output", ["s3://demo/runs", "rel/out", "/a"])
+def test_a_slash_at_the_end_of_the_output_makes_no_other_run(output: str) -> None:
+    plain, *slashed = (parse({"pipeline": "kmeans", "input": "in", "output": output + end}) for end in ("", "/", "//"))
+    assert {job.digest for job in slashed} == {plain.digest}
+    assert {job.name for job in slashed} == {plain.name}

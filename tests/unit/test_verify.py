@@ -232,3 +232,12 @@ class Full(Listener):
 def test_a_listener_that_cannot_write_fails_no_run(tmp_path: Path) -> None:
     manifest = commit(str(tmp_path / "runs"))
     assert runner.run(spec_of(str(tmp_path / "runs")), listener=Full()).manifest == manifest
+
+
+def test_the_report_of_a_run_that_was_copied_is_named_where_it_is(tmp_path: Path) -> None:
+    attempt = Attempt(f"{tmp_path}/runs/r")
+    attempt.write_bytes("report.html", b"<html>")
+    attempt.commit(manifest_of(attempt))
+    (tmp_path / "runs").rename(tmp_path / "copy")
+    shown = CliRunner().invoke(app, ["show", f"{tmp_path}/copy/r"])
+    assert f"report  {tmp_path}/copy/r/attempts/{attempt.id}/report.html\n" in shown.stdout
