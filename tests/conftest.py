@@ -6,9 +6,11 @@ import faulthandler
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from distributed import Client, LocalCluster
 
 from jobs.artifacts import Attempt
@@ -66,11 +68,13 @@ def s3_server() -> Iterator[LocalS3]:
 
 
 @pytest.fixture
-def s3(s3_server: LocalS3) -> str:
-    """URL of a bucket of the test's own."""
+def s3(s3_server: LocalS3) -> Iterator[str]:
+    """URL of a bucket of the test's own; each takes room on the server's disk, which has it back afterwards."""
     name = f"test-{uuid.uuid4().hex[:12]}"
-    s3_server.create_bucket(name)
-    return f"s3://{name}"
+    yield s3_server.create_bucket(name)
+    # A test may have removed it.
+    with suppress(ClientError), s3_server._client() as client:
+        client.delete_bucket(Bucket=name)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -38,11 +39,10 @@ def run_as_stranger(imports: str, code: str, *arguments: object) -> list[str]:
 def listeners_of(pid: int) -> set[tuple[str, int]]:
     """Addresses and ports at which a process listens."""
     inodes = set()
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            inodes.add(os.readlink(fd).removeprefix("socket:[").removesuffix("]"))
-        except FileNotFoundError:
-            continue
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that has ended listens no more
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                inodes.add(os.readlink(fd).removeprefix("socket:[").removesuffix("]"))
     found = set()
     for name in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:

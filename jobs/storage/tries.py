@@ -102,11 +102,12 @@ def watched() -> Iterator[Watch]:
         yield standing
         return
     watch = Watch(stall_seconds())
-    token = _current.set(watch)
     try:
+        # Within: a stop may strike at any line, and a watch that stays would end what comes later.
+        _current.set(watch)
         yield watch
     finally:
-        _current.reset(token)
+        _current.set(None)
 
 
 def retried(function: Callable[P, T]) -> Callable[P, T]:

@@ -185,7 +185,8 @@ def test_ranks_listen_on_loopback_alone_where_their_workers_do(client: Client, w
     listening: dict[int, set[str]] = {}
 
     def look() -> None:
-        listening.update({pid: {address for address, _ in listeners_of(pid)} for pid in ranks(workers)})
+        found = {pid: {address for address, _ in listeners_of(pid)} for pid in ranks(workers)}
+        listening.update({pid: addresses for pid, addresses in found.items() if addresses})
 
     TRAINER.fit(client, on_change=when_committed(look))
     assert list(listening.values()) == [{"127.0.0.1"}] * 3  # with the store where they meet, and gloo
