@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +86,12 @@ def client(s3_server: LocalS3) -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
+
+
+def files_below(output: str | Path) -> dict[str, bytes]:
+    """Path to content of all files of runs; the probe of conditional writes stays, and belongs to none."""
+    files = (path for path in Path(output).rglob("*") if path.is_file() and "_daskyard" not in path.parts)
+    return {str(path): path.read_bytes() for path in files}
 
 
 def spec_of(pipeline: str, params: dict[str, Any], input: Any, output: str, **more: Any) -> JobSpec:

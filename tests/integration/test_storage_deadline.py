@@ -11,6 +11,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from jobs import preflight, runner, storage
+from jobs.conditional import PROBE
 from jobs.errors import StorageStalledError
 from jobs.local_s3 import LocalS3
 from jobs.spec import JobSpec
@@ -53,7 +54,7 @@ def test_the_deadline_reaches_workers_that_are_there_and_those_that_come(tmp_pat
         (Rule("silent", key="manifest.json"), "manifest.json"),
         (Rule("silent", method="GET", key="data.csv"), "data.csv"),
         (Rule("trickling", part="head", key="prefix"), "data.csv"),
-        (Rule("silent", method="PUT", key="_preflight"), "_preflight"),
+        (Rule("silent", method="PUT", key=PROBE), PROBE),
     ],
     ids=["manifest", "input", "listing", "output"],
 )

@@ -18,6 +18,7 @@ from jobs import runner, storage
 from jobs.artifacts import Manifest
 from jobs.errors import DaskyardError, InputError, SpecError
 from jobs.spec import parse
+from tests.conftest import files_below
 from tests.threads import threads
 
 
@@ -259,7 +260,7 @@ def test_bad_input_is_named_and_leaves_no_run(
         run(client, pipeline, path, **params)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
-    assert not [each for each in (tmp_path / "runs").rglob("*") if each.is_file()]
+    assert not files_below(tmp_path / "runs")
 
 
 @pytest.mark.parametrize("column", ["x", "y"])

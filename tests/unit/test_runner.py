@@ -22,6 +22,7 @@ from jobs.report.sections import Note
 from jobs.spec import JobSpec, Params, parse
 from jobs.spec import job as spec_job
 from jobs.workers import workers_of
+from tests.conftest import files_below
 
 
 class CountParams(Params):
@@ -64,12 +65,6 @@ def spec(pipeline: Pipelines, tmp_path: Path) -> JobSpec:
     return parse({"pipeline": "count", "input": "none", "output": str(tmp_path / "runs")})
 
 
-def tree(output: str) -> dict[str, bytes]:
-    """All files but the probe of conditional writes, which stays for all runs."""
-    files = (path for path in Path(output).rglob("*") if path.is_file() and "_daskyard" not in path.parts)
-    return {str(path): path.read_bytes() for path in files}
-
-
 class Recorder(Listener):
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -97,12 +92,12 @@ def test_a_run_writes_its_files_and_one_manifest(spec: JobSpec, client: Client) 
 
 def test_a_committed_run_is_not_run_again(spec: JobSpec, client: Client, pipeline: Pipelines) -> None:
     runner.run(spec, client=client)
-    before = tree(spec.output)
+    before = files_below(spec.output)
     pipeline.fit = lambda job, words: 1 / 0
     result = runner.run(spec, client=client)
     assert result.was_committed
     assert result.manifest.metrics == {"total": 3}
-    assert tree(spec.output) == before
+    assert files_below(spec.output) == before
 
 
 def test_a_run_id_that_holds_another_spec_is_refused_and_kept(
@@ -110,10 +105,10 @@ def test_a_run_id_that_holds_another_spec_is_refused_and_kept(
 ) -> None:
     content = {"pipeline": "count", "input": "none", "output": str(tmp_path / "runs"), "run_id": "mine"}
     runner.run(parse(content), client=client)
-    before = tree(content["output"])
+    before = files_below(content["output"])
     with pytest.raises(OutputError, match="mine: holds a run of another spec; choose another run_id or output"):
         runner.run(parse({**content, "params": {"words": ["c"]}}), client=client)
-    assert tree(content["output"]) == before
+    assert files_below(content["output"]) == before
 
 
 def test_a_run_that_lost_the_race_takes_the_winners_result(spec: JobSpec, client: Client, pipeline: Pipelines) -> None:
@@ -140,7 +135,7 @@ def test_a_failed_run_leaves_nothing_behind(
     pipeline.fit = fail
     with pytest.raises(type(error)):
         runner.run(spec, client=client)
-    assert tree(spec.output) == {}
+    assert files_below(spec.output) == {}
 
 
 def test_an_error_on_a_worker_comes_back_as_itself(spec: JobSpec, client: Client, pipeline: Pipelines) -> None:
@@ -162,7 +157,7 @@ def test_a_task_that_kills_its_workers_is_worth_another_try(spec: JobSpec, pipel
     with pytest.raises(WorkersLostError, match="died while they ran die") as caught:
         runner.run(spec, n_workers=1)
     assert caught.value.exit_code == 75
-    assert tree(spec.output) == {}
+    assert files_below(spec.output) == {}
 
 
 def test_an_output_that_cannot_be_written_ends_the_run_before_its_work(
