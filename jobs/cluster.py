@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dask
-from dask.utils import parse_bytes, parse_timedelta
+from dask.utils import parse_bytes
 from distributed import Client
 from distributed.comm.addressing import get_address_host_port, parse_address
 from distributed.system import MEMORY_LIMIT
@@ -19,6 +19,7 @@ from distributed.system import MEMORY_LIMIT
 from jobs.errors import DaskyardError, SpecError, WorkersLostError
 from jobs.local_cluster import started
 from jobs.local_worker import DEBUG
+from jobs.settings import seconds_of
 
 SCHEDULER_TIMEOUT_S = 60
 WORKERS_TIMEOUT_S = 300
@@ -152,7 +153,7 @@ def _bytes(memory: str) -> int:
 
 @contextmanager
 def _client(address: str) -> Iterator[Client]:
-    timeout_s, n_workers = _start_timeout_s(), _min_workers()
+    timeout_s, n_workers = seconds_of(START_TIMEOUT), _min_workers()
     start = time.monotonic()
     client = _reached(address, SCHEDULER_TIMEOUT_S if timeout_s is None else timeout_s)
     left_s = WORKERS_TIMEOUT_S if timeout_s is None else max(timeout_s - (time.monotonic() - start), _TRY_EVERY_S)
@@ -194,19 +195,6 @@ def _wait_until_it_listens(address: str, deadline: float) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(_TRY_EVERY_S)
-
-
-def _start_timeout_s() -> float | None:
-    value = dask.config.get(START_TIMEOUT, None)
-    if value is None:
-        return None
-    try:
-        seconds = float(parse_timedelta(value, default="seconds"))
-    except (TypeError, ValueError, KeyError):
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise SpecError(f"{START_TIMEOUT}: {value!r} is no number of seconds above 0; write for example 600")
-    return seconds
 
 
 def _min_workers() -> int:

@@ -30,6 +30,7 @@ from distributed.utils import format_dashboard_link
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
+from jobs import local_comm
 from jobs.environment import restored
 from jobs.errors import SpecError
 from jobs.local_worker import NO_ROOM, quiet_removals
@@ -68,7 +69,9 @@ def started(n_workers: int, memory_limit: int, settings: Mapping[str, Any]) -> I
         _own_modules(),
         room_for_temporary_files(),
         held_folder("workers", _parent()) as folder,
+        dask.config.set({local_comm.FOLDER: str(folder)}),
     ):
+        local_comm.install()
         common = {
             "host": f"[{host}]" if ":" in host else host,
             "protocol": "tls://",

@@ -11,6 +11,11 @@ from typing import Any
 
 import dask
 
+from jobs import local_comm
+
+# Before the worker listens and connects.
+local_comm.install()
+
 DEBUG = "daskyard.debug"
 # Workers tell here of a folder for what they spill that is full.
 NO_ROOM_TOPIC = "daskyard-no-room"

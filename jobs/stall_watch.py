@@ -16,12 +16,11 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import dask
-from dask.utils import parse_timedelta
 from distributed import Client, Scheduler
 from distributed.protocol.pickle import dumps
 
-from jobs.errors import SpecError, WorkersLostError
+from jobs.errors import WorkersLostError
+from jobs.settings import seconds_of
 
 # A setting of Dask: how long the client may wait for a key that cannot come.
 STALLED_AFTER = "daskyard.stalled-after"
@@ -53,31 +52,13 @@ def watched(client: Client) -> Iterator[None]:
     SpecError
         When `STALLED_AFTER` is no time.
     """
-    watch = _Watch(client, stalled_after_s())
+    watch = _Watch(client, seconds_of(STALLED_AFTER) or _STALLED_AFTER_S)
     client.loop.add_callback(watch.start)
     try:
         yield
     finally:
         with contextlib.suppress(RuntimeError):  # the loop has ended with its client
             client.loop.add_callback(watch.stop)
-
-
-def stalled_after_s() -> float:
-    """Return `STALLED_AFTER` in seconds.
-
-    Raises
-    ------
-    SpecError
-        When it is no time above 0.
-    """
-    value = dask.config.get(STALLED_AFTER, _STALLED_AFTER_S)
-    try:
-        seconds = float(parse_timedelta(value, default="seconds"))
-    except (TypeError, ValueError, KeyError):
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise SpecError(f"{STALLED_AFTER}: {value!r} is no number of seconds above 0; write for example 60")
-    return seconds
 
 
 def dead_ends(keys: Sequence[Any], dask_scheduler: Scheduler) -> list[tuple[Any, DeadEnd]]:

@@ -1,39 +1,22 @@
-"""The cases as Daskyard does them, on a cluster without TLS: what encryption costs is the difference to `ours`."""
+"""The cases as Daskyard does them, on the same cluster without TLS: what that costs is the difference to `ours`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import dask
-from distributed import Client, LocalCluster
-from distributed.system import MEMORY_LIMIT
+from typing import Any
 
 from benchmarks.sides import ours
-from jobs import cluster
-from jobs.environment import restored
+from jobs import local_cluster
 
 
-@contextmanager
-def connected(n_workers: int) -> Iterator[Client]:
-    """Yield a client of the same cluster as `jobs.cluster.connected` makes, but for TLS."""
-    limit = MEMORY_LIMIT // n_workers
-    with (
-        dask.config.set(cluster._LOCAL | cluster._memory_settings(limit)),
-        restored(dask.config.get("distributed.nanny.pre-spawn-environ")),
-        LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            memory_limit=limit,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-        ) as local,
-        Client(local, direct_to_workers=True) as client,
-        cluster._frozen(),
-    ):
-        yield client
+class _Plain(local_cluster._Cluster):
+    """The local cluster, of processes that talk to whoever comes."""
+
+    def __init__(self, prefix: str, **options: Any) -> None:
+        for part in (options["scheduler"], options["worker"]):
+            part["options"] |= {"protocol": "tcp://", "security": None}
+        super().__init__(prefix, **options | {"security": None})
 
 
 if __name__ == "__main__":
-    ours.connected = connected
+    local_cluster._Cluster = _Plain  # type: ignore[misc]
     ours.main()

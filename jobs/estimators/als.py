@@ -30,8 +30,8 @@ from jobs.estimators.als_steps import (
     implicit_step,
     interleaved,
     item_vectors,
+    only_copy,
     user_vectors,
-    user_vectors_of,
 )
 from jobs.estimators.inputs import keep_columns
 
@@ -89,21 +89,20 @@ class _ALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         step, start = self._step(), self._start(blocks, summaries)
         if client is not None and sum(s.n for s in summaries) * self.rank <= _SMALL:
             whole = submit(alternated, Submit(None), blocks.by_user, blocks.by_item, step, start)
-            objectives = submit(operator.attrgetter("objectives"), whole)
-            self._items = submit(operator.attrgetter("items"), whole)
-            self.user_vectors_ = [submit(user_vectors_of, whole, b, self.rank) for b in range(len(blocks.by_user))]
-            self.objective_ = submit.results([objectives])[0]
+            users, items = ([submit(only_copy, whole, side)] for side in ("users", "items"))
+            self.objective_ = submit.results([submit(operator.attrgetter("objectives"), whole)])[0]
             for iteration, objective in enumerate(self.objective_, 1):
                 if on_iteration is not None:
                     on_iteration(iteration, self.n_iterations, objective)
         else:
             submit.locate([*blocks.by_user, *blocks.by_item])
             found = alternated(submit, blocks.by_user, blocks.by_item, step, start, on_iteration)
-            self.objective_, self._items = found.objectives, found.items
-            self.user_vectors_ = [
-                submit(user_vectors, new, self.rank, near=block)
-                for new, block in zip(found.by_user, blocks.by_user, strict=True)
-            ]
+            users, items, self.objective_ = found
+        self._items = items[0]
+        self.user_vectors_ = [
+            submit(user_vectors, submit.nearest(users, block), self.rank, (b, len(blocks.by_user)), near=block)
+            for b, block in enumerate(blocks.by_user)
+        ]
         if not np.isfinite(self.objective_).all():
             far = max((max(s.high, -s.low) for s in summaries), default=0.0)
             raise ValueError(f"interactions: values of up to {far:g} overflow; divide them all by a constant")

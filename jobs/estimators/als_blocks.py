@@ -81,22 +81,40 @@ class Submit:
     def __init__(self, client: Any) -> None:
         self.client = client
         self._where: dict[str, Sequence[str]] = {}
+        self._places: list[str | None] = [None]
 
     def __call__(self, function: Callable[..., Any], *args: Any, near: Any = None) -> Any:
         """Call ``function(*args)``, or submit it to the worker that has the future `near`."""
         if self.client is None:
             return function(*args)
-        where = self._where.get(near.key) if near is not None else None
-        # Only a wish: when that worker is gone, another one makes the block again.
-        options = {"workers": where, "allow_other_workers": True} if where else {}
-        future = self.client.submit(function, *args, pure=False, **options)
-        sharing.note([future])
-        return future
+        return self._submitted(self._where.get(near.key) if near is not None else None, function, args)
+
+    def copies(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Have each worker that has blocks call ``function(*args)`` for itself: one value a worker, all the same.
+
+        Parts that all need are quicker to fetch for each of them than to join on one and send from there.
+        """
+        if self.client is None:
+            return [function(*args)]
+        return [self._submitted([place] if place else None, function, args) for place in self._places]
+
+    def nearest(self, copies: Sequence[Any], near: Any) -> Any:
+        """Return that one of the copies which lies where the future `near` does."""
+        where = self._where.get(near.key) if self.client is not None else None
+        return copies[self._places.index(where[0]) if where else 0]
 
     def locate(self, blocks: Sequence[Any]) -> None:
         """Remember where the blocks are."""
         if self.client is not None:
             self._where = dict(self.client.who_has(list(blocks)))
+            self._places = [*sorted({where[0] for where in self._where.values() if where})] or [None]
+
+    def _submitted(self, where: Sequence[str] | None, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+        # Only a wish: when that worker is gone, another one makes the block again.
+        options = {"workers": where, "allow_other_workers": True} if where else {}
+        future = self.client.submit(function, *args, pure=False, **options)
+        sharing.note([future])
+        return future
 
     def results(self, values: Sequence[Any]) -> list[Any]:
         """Return values, fetched if they are futures."""

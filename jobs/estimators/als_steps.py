@@ -41,10 +41,10 @@ class Start(NamedTuple):
 
 
 class Alternated(NamedTuple):
-    """The last half-steps of the users' blocks and of all items, and the objective after each iteration."""
+    """The last half-steps of all users and of all items, a copy for each worker, and the objectives of iterations."""
 
-    by_user: list[Any]
-    items: Any
+    users: list[Any]
+    items: list[Any]
     objectives: list[float]
 
 
@@ -60,19 +60,51 @@ def alternated(
     listen: Listener | None = None,
 ) -> Alternated:
     """Solve users, then items, as often as `start` says."""
-    items = submit(first_step, start.n_items, start.rank, start.n_biases, start.seed, start.dtype)
-    by_user: list[Any] = [None] * len(user_blocks)
-    by_item: list[Any] = [None] * len(item_blocks)
+    items = submit.copies(first_step, start.n_items, start.rank, start.n_biases, start.seed, start.dtype)
+    users: list[Any] = []
     objectives: list[float] = []
     for iteration in range(start.n_iterations):
-        by_user = [submit(step, *pair, items, near=pair[0]) for pair in zip(user_blocks, by_user, strict=True)]
-        users = submit(joined, by_user, start.n_users)
-        by_item = [submit(step, *pair, users, near=pair[0]) for pair in zip(item_blocks, by_item, strict=True)]
-        items = submit(joined, by_item, start.n_items)
-        objectives += submit.results([submit(_objective, users, items)])
+        users = _half(submit, user_blocks, step, users, items, start.n_users)
+        items = _half(submit, item_blocks, step, items if iteration else [], users, start.n_items)
+        objectives += submit.results([submit(_objective, users[0], items[0])])
         if listen is not None:
             listen(iteration + 1, start.n_iterations, objectives[-1])
-    return Alternated(by_user, items, objectives)
+    return Alternated(users, items, objectives)
+
+
+def only_copy(found: Alternated, side: str) -> HalfStep:
+    """The half-step of a side, "users" or "items", where everything was done in one place."""
+    (copy,) = getattr(found, side)
+    return copy
+
+
+def _half(
+    submit: Submit, blocks: Sequence[Any], step: Step, before: list[Any], others: list[Any], n_rows: int
+) -> list[Any]:
+    """Solve one side's blocks, and have each worker join them: what it has of them besides can go."""
+    solved = [
+        submit(
+            _block_step,
+            step,
+            block,
+            submit.nearest(before, block) if before else None,
+            (b, len(blocks)),
+            submit.nearest(others, block),
+            near=block,
+        )
+        for b, block in enumerate(blocks)
+    ]
+    return submit.copies(joined, solved, n_rows)
+
+
+def _block_step(step: Step, block: Any, before: HalfStep | None, place: tuple[int, int], other: HalfStep) -> HalfStep:
+    return step(block, None if before is None else before._replace(rows=_of_block(before, place)), other)
+
+
+def _of_block(side: HalfStep, place: tuple[int, int]) -> Floats:
+    """The rows of block b of n in those of a whole side."""
+    b, n_blocks = place
+    return side.rows[b::n_blocks]
 
 
 def first_step(n_rows: int, rank: int, n_biases: int, seed: int, dtype: Any = np.float64) -> HalfStep:
@@ -145,15 +177,11 @@ def _objective(users: HalfStep, items: HalfStep) -> float:
     return items.squared_error + items.penalty + users.penalty
 
 
-def user_vectors(step: HalfStep, rank: int) -> Floats:
-    """Factors; with biases, (p, b, 1) against the items' (q, 1, b)."""
-    biases = step.rows[:, rank:]
-    return np.hstack([step.rows[:, :rank], biases, np.ones_like(biases)])
-
-
-def user_vectors_of(found: Alternated, b: int, rank: int) -> Floats:
-    """Vectors of the users of block `b`."""
-    return user_vectors(found.by_user[b], rank)
+def user_vectors(step: HalfStep, rank: int, place: tuple[int, int] = (0, 1)) -> Floats:
+    """Factors of block b of n; with biases, (p, b, 1) against the items' (q, 1, b)."""
+    rows = _of_block(step, place)
+    biases = rows[:, rank:]
+    return np.hstack([rows[:, :rank], biases, np.ones_like(biases)])
 
 
 def item_vectors(step: HalfStep, rank: int) -> Floats:

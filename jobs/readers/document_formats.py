@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from jobs import storage
 from jobs.errors import InputError
-from jobs.readers.parquet import decoded_size, read_row_groups
+from jobs.readers.parquet import decoded_size, is_text, read_row_groups
 from jobs.readers.room import refuse_beyond_room
 
 _QUOTE, _NEWLINE = 0x22, 0x0A
@@ -145,7 +145,7 @@ def parquet_row_groups(url: str, columns: tuple[str, ...]) -> list[tuple[int, in
         _check_columns(url, schema.names, columns)
         text = schema.field(columns[0]).type
         text = text.value_type if pa.types.is_dictionary(text) else text
-        if not (_is_text(text) or pa.types.is_null(text)):
+        if not (is_text(text) or pa.types.is_null(text)):
             raise InputError(f"{url}: column {columns[0]!r} holds {text}, not text; set params.text_column to another")
         if len(columns) > 1 and pa.types.is_nested(schema.field(columns[1]).type):
             raise InputError(
@@ -306,18 +306,6 @@ def _as_labels(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     return column.cast(pa.string())
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    tests = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_string_view,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_binary_view,
-    )
-    return any(test(type_) for test in tests)
 
 
 def _parquet(url: str, file: Any) -> pyarrow.parquet.ParquetFile:

@@ -72,7 +72,7 @@ def read_row_groups(url: str, source: Any, groups: Sequence[int], columns: Seque
             raise InputError(f"{url}: column {name!r} is of type {schema.field(name).type}{of_nested}")
     size = sum(decoded_size(metadata.row_group(group), columns) for group in groups)
     refuse_beyond_room(url, _COPIES * size, _what(groups), _REMEDY)
-    texts = [name for name in columns if _is_text(schema.field(name).type)]
+    texts = [name for name in columns if is_text(schema.field(name).type)]
     table = _read(url, source, metadata, groups, columns, texts)
     written = sum(_written_size(column) for column in table.columns)
     refuse_beyond_room(url, _COPIES * written, _what(groups), _REMEDY)
@@ -127,7 +127,7 @@ def _written_size(column: pa.ChunkedArray) -> int:
     for chunk in column.chunks:
         n_of_value = np.bincount(chunk.indices.drop_null().to_numpy(), minlength=len(chunk.dictionary))
         values = chunk.dictionary
-        lengths = pc.binary_length(values).fill_null(0) if _is_text(values.type) else np.full(len(values), 8)
+        lengths = pc.binary_length(values).fill_null(0) if is_text(values.type) else np.full(len(values), 8)
         size += int(n_of_value @ np.asarray(lengths, np.int64)) + _OFFSET * len(chunk)
     return size
 
@@ -143,7 +143,8 @@ def _write_out(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     return pa.chunked_array(pieces, kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column, or a dictionary's values, hold strings or bytes."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     tests = (
         pa.types.is_string,

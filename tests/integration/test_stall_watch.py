@@ -17,7 +17,8 @@ from distributed import Client, Scheduler, SpecCluster, wait
 from jobs.cluster import connected
 from jobs.errors import SpecError, WorkersLostError
 from jobs.job import Job
-from jobs.stall_watch import STALLED_AFTER, dead_ends, stalled_after_s, watched
+from jobs.settings import seconds_of
+from jobs.stall_watch import STALLED_AFTER, dead_ends, watched
 from tests.conftest import JobFactory
 
 # Of the setting, and a wait that a watch which is too eager would have ended by then.
@@ -179,4 +180,4 @@ def test_many_keys_cost_a_bounded_look(own: Client) -> None:
 @pytest.mark.parametrize("value", ["soon", 0, -1, "inf"])
 def test_a_time_that_is_none_is_refused(value: object) -> None:
     with dask.config.set({STALLED_AFTER: value}), pytest.raises(SpecError, match=STALLED_AFTER):
-        stalled_after_s()
+        seconds_of(STALLED_AFTER)
