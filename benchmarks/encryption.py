@@ -47,7 +47,9 @@ def main() -> int:
     """Return 0 where the bar of every case that was asked for holds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encryption", description=str(__doc__).splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(CASES)}; all where none is named")
-    parser.add_argument("--pairs", type=int, help="times that each side does the work; by default as many as a case needs")
+    parser.add_argument(
+        "--pairs", type=int, help="times that each side does the work; by default as many as a case needs"
+    )
     asked = parser.parse_args()
     unknown = set(asked.cases) - set(CASES)
     if unknown:
