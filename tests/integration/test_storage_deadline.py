@@ -34,7 +34,8 @@ def proxy(s3_server: LocalS3) -> Iterator[S3Proxy]:
 @pytest.fixture
 def job(s3: str) -> JobSpec:
     storage.write_bytes(f"{s3}/data.csv", CSV)
-    more: dict[str, Any] = {"run_id": "r", "storage": {"stall_seconds": 1.5}}
+    # Longer than an answer takes on a busy machine, on which a cluster starts beside.
+    more: dict[str, Any] = {"run_id": "r", "storage": {"stall_seconds": 4}}
     return spec_of("linear_regression", {"target": "y"}, f"{s3}/data.csv", f"{s3}/runs", **more)
 
 
@@ -61,7 +62,7 @@ def test_the_deadline_reaches_workers_that_are_there_and_those_that_come(tmp_pat
 def test_preflight_ends(job: JobSpec, proxy: S3Proxy, rule: Rule, place: str) -> None:
     proxy.add(rule)
     begin = time.monotonic()
-    with pytest.raises(StorageStalledError, match=rf"{place}.*less than 64 KiB moved in 1.5 s"):
+    with pytest.raises(StorageStalledError, match=rf"{place}.*less than 64 KiB moved in 4 s"):
         preflight.check(job)
     assert proxy.n_struck(rule)
     assert time.monotonic() - begin < LONGEST_S
@@ -71,7 +72,7 @@ def test_a_run_whose_worker_gets_no_answer_ends(job: JobSpec, proxy: S3Proxy) ->
     # The runner looks at the header; a worker reads the rows, in a range of the same object.
     rule = proxy.add(Rule("silent", method="GET", key="data.csv", first=2))
     begin = time.monotonic()
-    with pytest.raises(StorageStalledError, match=r"data.csv: less than 64 KiB moved in 1.5 s") as caught:
+    with pytest.raises(StorageStalledError, match=r"data.csv: less than 64 KiB moved in 4 s") as caught:
         runner.run(job, n_workers=1)
     assert proxy.n_struck(rule)
     assert caught.value.exit_code == 75
