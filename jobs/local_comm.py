@@ -13,7 +13,8 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from distributed.utils import ensure_memoryview, offload
 FOLDER = "daskyard.local-folder"
 # Bytes from which a file is quicker, and from which the event loop should not wait for one.
 _LARGE, _SLOW = 1 << 18, 1 << 24
-# Buffers that the system writes in one call.
-_N_BUFFERS = 512
+# Buffers that the system writes in one call; so many that it takes a while; and bytes of those that are read in one.
+# A list of Python's has a buffer for each of its items.
+_N_BUFFERS, _MANY, _SHARED = 512, 10_000, 1 << 16
 _NAME, _SIZES = "_daskyard-file", "_daskyard-sizes"
 
 
@@ -113,43 +115,63 @@ class _Backend(TLSBackend):
     _listener_class = _Listener
 
 
-async def _aside(n_bytes: int, function: Callable[..., Any], *args: Any) -> Any:
-    return await offload(function, *args) if n_bytes >= _SLOW else function(*args)
+async def _aside(n_bytes: int, function: Callable[..., Any], path: Path, parts: Sequence[Any]) -> Any:
+    is_slow = n_bytes >= _SLOW or len(parts) >= _MANY
+    return await offload(function, path, parts) if is_slow else function(path, parts)
 
 
 def _write(path: Path, buffers: Sequence[memoryview]) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        left = [buffer for buffer in buffers if buffer.nbytes]
-        while left:
-            n = os.writev(file, left[:_N_BUFFERS])
-            while left and n >= left[0].nbytes:
-                n -= left.pop(0).nbytes
-            if n:
-                left[0] = left[0][n:]
+        for start in range(0, len(buffers), _N_BUFFERS):
+            _move(os.writev, file, buffers[start : start + _N_BUFFERS])
     finally:
         os.close(file)
 
 
 def _read(path: Path, sizes: Sequence[int]) -> list[memoryview]:
-    """Return what a file has, in buffers of their own, and remove it."""
+    """Return what a file has, in buffers of such sizes, and remove it. Small ones share memory, a little at a time."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         path.unlink()
         buffers = []
-        for size in sizes:
-            buffer, n_read = host_array(size), 0
-            while n_read < size:
-                n = os.readv(file, [buffer[n_read:]])
-                if not n:
-                    raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-                n_read += n
-            buffers.append(buffer)
+        for group in _groups(sizes):
+            ends = [*accumulate(map(_aligned, group))]
+            shared = host_array(ends[-1])
+            parts = [shared[end - _aligned(size) :][:size] for end, size in zip(ends, group, strict=True)]
+            _move(os.readv, file, parts)
+            buffers += parts
         return buffers
     finally:
         os.close(file)
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
+def _move(call: Callable[[int, list[memoryview]], int], file: int, buffers: Sequence[memoryview]) -> None:
+    """Write all of the buffers, or fill them, whatever the system does at a time."""
+    left = [buffer for buffer in buffers if buffer.nbytes]
+    while left:
+        n = call(file, left)
+        if not n:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        while left and n >= left[0].nbytes:
+            n -= left.pop(0).nbytes
+        if n:
+            left[0] = left[0][n:]
+
+
+def _groups(sizes: Sequence[int]) -> Iterator[list[int]]:
+    group: list[int] = []
+    total = 0
+    for size in sizes:
+        if group and (total + _aligned(size) > _SHARED or len(group) == _N_BUFFERS):
+            yield group
+            group, total = [], 0
+        group.append(size)
+        total += _aligned(size)
+    if group:
+        yield group
+
+
+def _aligned(size: int) -> int:
+    """Round up, so that an array that begins after so many bytes lies as numpy would lay it."""
+    return -(-size // 16) * 16
