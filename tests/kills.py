@@ -201,6 +201,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the moments")
     options = parser.parse_args()
     begin = time.monotonic()
+    # In the background of a shell SIGINT is ignored, and by the runs that are started from there as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="daskyard-kills-") as name, LocalS3() as s3, S3Proxy(s3) as proxy:
         folder, reader = Path(name), Reader(s3)
         bucket = f"kills-{uuid.uuid4().hex[:8]}"
