@@ -27,6 +27,8 @@ from jobs.trial import Trial
 from jobs.workers import workers_of
 
 T = TypeVar("T")
+# For each key that it cancels, the scheduler releases all that came in the same call: their number squared.
+_N_CANCELLED = 100
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ class Job:
             return list(self.client.gather(list(futures)))
         except BaseException as error:
             lost = workers_lost(error, self.client)  # which asks about a task as long as there is one
-            self.client.cancel(list(futures))
+            for begin in range(0, len(futures), _N_CANCELLED):
+                self.client.cancel(list(futures[begin : begin + _N_CANCELLED]))
             if lost is not None:
                 raise lost from error
             raise

@@ -35,6 +35,8 @@ from tests.s3_proxy import Rule, S3Proxy
 from tests.s3_reader import Lost, Reader
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# How each may end a run: told of in time, or struck before the command had begun.
+ENDS = {signal.SIGKILL: (-9,), signal.SIGTERM: (75, -15), signal.SIGINT: (130, -2)}
 NEAR_S = 0.1
 OVER_S = 600.0
 # Of each few manifests one is late, one held back, one's answer is lost.
@@ -162,6 +164,8 @@ def _kill_one(
     kills.n += 1
     kills.n_near += moment is not None
     kills.ends[f"{sent.name} {process.returncode}" if was_running else "before its kill"] += 1
+    if process.returncode not in (0, 75, *(ENDS[sent] if was_running else ())):
+        kills.faults.append(f"unclear: {run_id}: {sent.name}, ended with {process.returncode}: {_end(errors)}")
     try:
         before = reader.manifest(run_url)
         proxy.clear()
@@ -172,11 +176,14 @@ def _kill_one(
         return
     kills.n_committed += manifest is not None
     if process.returncode == 0 and before is None:
-        kills.faults.append(f"unclear: {run_id}: ended with 0 and left no manifest: {errors.decode()[-500:]}")
+        kills.faults.append(f"unclear: {run_id}: ended with 0 and left no manifest: {_end(errors)}")
     has_said = process.returncode in (0, -signal.SIGKILL) or b"is not known" in errors
     if manifest is not None and not has_said:
-        text = errors.decode()[-500:]
-        kills.faults.append(f"unclear: {run_id}: committed, and ended with {process.returncode}: {text}")
+        kills.faults.append(f"unclear: {run_id}: committed, and ended with {process.returncode}: {_end(errors)}")
+
+
+def _end(errors: bytes) -> str:
+    return errors.decode(errors="replace")[-800:]
 
 
 def _run_again(place: Place, run_id: str, reference: Manifest, kills: Kills) -> None:

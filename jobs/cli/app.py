@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,7 +20,7 @@ from rich.text import Text
 import jobs
 from jobs import artifacts, datasets, logs, retries, spec, verify
 from jobs import preflight as checks
-from jobs.cli import outcome, streams, submit_api, submit_manifest, submit_status, tables
+from jobs.cli import outcome, stops, streams, submit_api, submit_manifest, submit_status, tables
 from jobs.cli import params as model_params
 from jobs.cli import submit as submitting
 from jobs.cli.progress import watching
@@ -36,9 +35,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_INTERRUPTED = "interrupted"
-# How long whoever was told to stop may take to clean up before it is told again.
-_TELL_AGAIN_S = 10.0
 data = typer.Typer(help="Public data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
@@ -90,7 +86,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, BrokenPipeError):
             raise
         except KeyboardInterrupt as error:
-            _error(_INTERRUPTED)
+            _error(stops.said(error))
             raise typer.Exit(outcome.exit_code(error)) from None
         except (DaskyardError, StoppedError) as error:
             _show(error, str(error), arguments.get("debug", False))
@@ -98,7 +94,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             stop = stop_of(error)
             defect = f"{type(error).__name__}: {error}; run again with --debug to see where"
-            _show(error, defect if stop is None else str(stop) or _INTERRUPTED, arguments.get("debug", False))
+            _show(error, defect if stop is None else stops.said(stop), arguments.get("debug", False))
             raise typer.Exit(outcome.exit_code(error)) from None
 
     return wrapper
@@ -179,7 +175,7 @@ def run(
         except (StoppedError, KeyboardInterrupt):
             if not known:
                 raise
-        _stop_no_more()
+        stops.heed_no_more()
         result = known[-1]
         tell(outcome.committed(result.run_url, result.was_committed, result.manifest))
     with _after_the_commit():
@@ -462,27 +458,9 @@ def _status_document(job: dict[str, Any]) -> dict[str, Any]:
     return {"namespace": metadata["namespace"], "name": metadata["name"], **job.get("status", {})}
 
 
-def _stop(number: int, frame: object) -> None:
-    # Where it strikes, it may be lost: in what is called as memory is freed, or where all that is raised is caught.
-    signal.setitimer(signal.ITIMER_REAL, _TELL_AGAIN_S)
-    raise StoppedError("told to stop by SIGTERM; run the job again")
-
-
-def _stop_no_more() -> None:
-    """Pay no heed to what tells the process to stop: it is about to end, and well."""
-    if signal.getsignal(signal.SIGTERM) is not _stop:
-        return  # called by other code than `main`, whose signals are its own
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-
-
 def main() -> None:
     """Run the command line."""
     streams.prepare()
-    # The default would end the process at once and leave the attempt's files behind.
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGALRM, _stop)
     os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PRELOAD", "jobs.cli.uninterrupted")
     if "--debug" in sys.argv:
         os.environ.setdefault("DASK_DASKYARD__DEBUG", "true")
@@ -491,9 +469,8 @@ def main() -> None:
         os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
-        app()
+        stops.heeded(app, _error)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # it has listened; what Python does at its end is left in peace
         # An interrupt in code made from text, such as a dataclass at import, counts as unhandled until the next such
         # code begins, and `python -m` would end by the signal, whatever the exit code (CPython's run_eval_code_obj).
         exec("")  # noqa: S102

@@ -22,7 +22,7 @@ from jobs.stall_watch import STALLED_AFTER, dead_ends, watched
 from tests.conftest import JobFactory
 
 # Of the setting, and a wait that a watch which is too eager would have ended by then.
-LIMIT_S, LONG_S = 0.8, 3.0
+LIMIT_S, LONG_S = 2.0, 6.0
 # What a wait may take to end where it should.
 PATIENCE_S = 60
 
@@ -90,7 +90,7 @@ def test_a_wait_ends_where_the_scheduler_lost_the_graph(job: Job, how: str, monk
     fail_on_graphs(job.client, monkeypatch, is_told=False)
     start = time.monotonic()
     said = (
-        r"nothing has led to .* for 0.8 s \(.* is unknown\); its log ends with: KeyError: no graph .* run the job again"
+        r"nothing has led to .* for 2 s \(.* is unknown\); its log ends with: KeyError: no graph .* run the job again"
     )
     with pytest.raises(WorkersLostError, match=said):
         WAITS[how](job)
@@ -171,10 +171,11 @@ def test_many_keys_cost_a_bounded_look(own: Client) -> None:
     futures = own.map(slow, [0.0] * 20_000, [blockers] * 20_000, pure=False)
     while futures[0].key not in scheduler.tasks:
         time.sleep(0.05)
-    start = time.perf_counter()
+    start = time.thread_time()
     assert dead_ends([future.key for future in futures[:1_000]], scheduler) == []
-    assert time.perf_counter() - start < 1
-    own.cancel(futures)
+    assert time.thread_time() - start < 1
+    for begin in range(0, len(futures), 100):  # Dask takes their number squared
+        own.cancel(futures[begin : begin + 100])
 
 
 @pytest.mark.parametrize("value", ["soon", 0, -1, "inf"])

@@ -304,7 +304,7 @@ def test_a_reader_that_has_left_causes_no_traceback(command):
 
 DEAF = """
 import os, signal, sys, time
-from jobs.cli import app
+from jobs.cli import app, stops
 
 @app.app.command()
 @app._command
@@ -315,7 +315,7 @@ def deaf() -> None:
     except BaseException:
         time.sleep(20)
 
-app._TELL_AGAIN_S = 0.5
+stops.TELL_AGAIN_S = 0.5
 sys.argv = ["daskyard", "deaf"]
 app.main()
 """

@@ -139,11 +139,11 @@ def test_a_file_that_cannot_be_read_keeps_no_other_from_being_verified(
 
 
 def test_a_storage_that_stalls_at_every_file_is_not_waited_for_at_each(s3_server: LocalS3, s3: str) -> None:
+    attempt = Attempt(f"{s3}/runs/r")
+    for number in range(6):
+        attempt.write_bytes(f"{number}", b"x")
+    manifest = attempt.commit(manifest_of(attempt))
     with S3Proxy(s3_server) as proxy, storage.stalling_after(0.4):
-        attempt = Attempt(f"{s3}/runs/r")
-        for number in range(6):
-            attempt.write_bytes(f"{number}", b"x")
-        manifest = attempt.commit(manifest_of(attempt))
         proxy.add(Rule("held", key="/attempts/"))
         problems = [each.problem for each in verify(manifest, f"{s3}/runs/r")]
     assert ["storage.stall_seconds" in problem for problem in problems] == [True] * 3 + [False] * 3
