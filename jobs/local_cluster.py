@@ -13,7 +13,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from jobs.temporary import held_folder
 _VALID = timedelta(days=3650)
 _CLOCK_STEP = timedelta(days=1)
 _CONNECT_S = 1.0
+# What closing a cluster may take that somebody stopped as it started.
+_CLOSE_S = 5.0
 # The variables that tempfile asks, in its order.
 _NAME_A_FOLDER = ("TMPDIR", "TEMP", "TMP")
 _NO_FOLDER = "No usable temporary directory"
@@ -217,7 +219,14 @@ class _Cluster(SpecCluster):
 
     def __init__(self, prefix: str, **options: Any) -> None:
         self._prefix = prefix
-        super().__init__(**options)
+        try:
+            super().__init__(**options)
+        except BaseException:
+            # Dask would close it as Python ends, and show that it cannot close what has not started.
+            with suppress(Exception):
+                self.close(timeout=_CLOSE_S)
+            SpecCluster._instances.discard(self)
+            raise
 
     @property
     def dashboard_link(self) -> str:

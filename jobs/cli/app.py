@@ -172,10 +172,11 @@ def run(
                     return runner.run(job, n_workers=workers, memory=memory, listener=listener, on_commit=known.append)
 
                 retries.with_retries(attempt, n_retries, listener)
+            stops.heed_no_more()
         except (StoppedError, KeyboardInterrupt):
             if not known:
                 raise
-        stops.heed_no_more()
+            stops.heed_no_more()
         result = known[-1]
         tell(outcome.committed(result.run_url, result.was_committed, result.manifest))
     with _after_the_commit():
