@@ -43,6 +43,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import ssl
 import threading
 import time
@@ -248,11 +249,13 @@ class S3Proxy:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)  # type: ignore[arg-type]
 
     async def _open(self) -> None:
-        # A small buffer, so that a client whose body is read slowly comes to feel it.
-        self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self._port, ssl=self._context, limit=2**12, reuse_address=True
-        )
-        self._port = self._server.sockets[0].getsockname()[1]
+        # Small buffers, so that a client whose body is read slowly comes to feel it; the system's own grow to 32 MiB.
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", self._port))
+        self._server = await asyncio.start_server(self._serve, sock=listening, ssl=self._context, limit=2**12)
+        self._port = listening.getsockname()[1]
 
     async def _close(self) -> None:
         self._server.close()

@@ -149,10 +149,11 @@ def test_one_deadline_holds_over_all_tries(s3: str, proxy: S3Proxy) -> None:
 
 
 def test_what_goes_out_slowly_but_goes_out_is_not_ended(s3: str, proxy: S3Proxy) -> None:
-    data = os.urandom(12 << 20)
-    # The first try takes 4.8 s, and its connection ends without an answer; the second passes.
-    rule = proxy.add(Rule("trickling", method="PUT", part="request", step=1 << 20, pace_s=0.4, last=1))
-    with storage.stalling_after(3.2):
+    data = os.urandom(40 << 20)
+    # The first try takes 8 s, and its connection ends without an answer; the second passes. What the system's buffers
+    # hold is out for whoever sends it: while the last of it is read, nothing moves.
+    rule = proxy.add(Rule("trickling", method="PUT", part="request", step=2 << 20, pace_s=0.4, last=1))
+    with storage.stalling_after(5):
         storage.write_bytes(f"{s3}/data", data)
     assert proxy.n_struck(rule) == 1
     assert storage.read_bytes(f"{s3}/data") == data
