@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from cryptography.x509.oid import NameOID
 from distributed import Nanny, Scheduler, SpecCluster
 from distributed.comm.addressing import get_address_host_port
 from distributed.security import Security
-from distributed.utils import format_dashboard_link
+from distributed.utils import LoopRunner, format_dashboard_link
 from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import IOLoop
 from tornado.web import HTTPError, RequestHandler
 
 from jobs import local_comm
@@ -72,6 +75,7 @@ def started(n_workers: int, memory_limit: int, settings: Mapping[str, Any]) -> I
         room_for_temporary_files(),
         held_folder("workers", _parent()) as folder,
         dask.config.set({local_comm.FOLDER: str(folder)}),
+        _loop() as loop,
     ):
         local_comm.install()
         common = {
@@ -100,6 +104,7 @@ def started(n_workers: int, memory_limit: int, settings: Mapping[str, Any]) -> I
             workers=dict.fromkeys(range(n_workers), worker),
             worker=worker,
             security=security,
+            loop=loop,
             silence_logs=logging.WARNING,
         ) as cluster:
             yield cluster
@@ -196,6 +201,26 @@ def _own_modules() -> Iterator[None]:
     with restored(["PYTHONSAFEPATH"]):
         os.environ["PYTHONSAFEPATH"] = "1"
         yield
+
+
+@contextmanager
+def _loop() -> Iterator[IOLoop]:
+    """Yield a running event loop whose thread blocks SIGINT, and so do the processes that are started there.
+
+    A terminal sends it to all of them. This process stops the others; one that is still importing would show where.
+    """
+    # Python starts it with the first process of all, and before 3.12 leaves SIGINT unblocked behind it.
+    resource_tracker.ensure_running()
+    runner = LoopRunner()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
 
 
 def _parent() -> Path | None:
