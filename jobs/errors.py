@@ -11,6 +11,11 @@ from collections.abc import Iterator
 
 # What stands between the slashes and the host of a URL. A secret key of S3 can have slashes, and no bucket a colon.
 _USER_INFORMATION = re.compile(r"(\bs3a?://)[^\s/@:]*:[^\s@]*@|(\b[A-Za-z][\w+.-]*://)[^\s/@]+@")
+_SIGNATURE = re.compile(
+    r"([?&](?:X-(?:Amz|Goog)-(?:Signature|Security-Token|Credential)"
+    r"|Signature|sig|(?:access_|id_|refresh_)?token|api_?key|passw(?:or)?d|secret)=)[^\s&#]+",
+    re.IGNORECASE,
+)
 
 
 class DaskyardError(Exception):
@@ -87,8 +92,9 @@ class StoppedError(BaseException):
 
 
 def without_passwords(text: str) -> str:
-    """Return a text whose URLs name neither user nor password."""
-    return _USER_INFORMATION.sub(r"\1\2***@", text)
+    """Return a text whose URLs name neither user nor password, nor what signs them."""
+    text = _USER_INFORMATION.sub(r"\1\2***@", text)
+    return _SIGNATURE.sub(r"\1***", text) if "://" in text else text
 
 
 def stop_of(error: BaseException) -> StoppedError | KeyboardInterrupt | None:

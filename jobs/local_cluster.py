@@ -45,6 +45,7 @@ _CLOCK_STEP = timedelta(days=1)
 _CONNECT_S = 1.0
 # What closing a cluster may take that somebody stopped as it started.
 _CLOSE_S = 5.0
+_OF_TERMINALS = {signal.SIGINT, signal.SIGHUP}
 # The variables that tempfile asks, in its order.
 _NAME_A_FOLDER = ("TMPDIR", "TEMP", "TMP")
 _NO_FOLDER = "No usable temporary directory"
@@ -205,15 +206,17 @@ def _own_modules() -> Iterator[None]:
 
 @contextmanager
 def _loop() -> Iterator[IOLoop]:
-    """Yield a running event loop whose thread blocks SIGINT, and so do the processes that are started there.
+    """Yield a running event loop whose thread blocks a terminal's signals, as do the processes that are started there.
 
-    A terminal sends it to all of them. This process stops the others; one that is still importing would show where.
+    A terminal sends them to all of them. This process stops the others; one that is still importing would show where,
+    and Python's own helper, which removes what they leave behind, would not be there any more.
     """
-    # Python starts it with the first process of all, and before 3.12 leaves SIGINT unblocked behind it.
-    resource_tracker.ensure_running()
     runner = LoopRunner()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
     try:
+        # It starts with the first process of all, and before Python 3.12 leaves SIGINT unblocked behind it.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
         runner.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -23,11 +23,14 @@ from typing import Any
 
 from jobs import local_s3_guard
 from jobs.environment import restored
-from jobs.errors import DaskyardError, StorageError
+from jobs.errors import DaskyardError, StoppedError, StorageError
 from jobs.local_s3_walls import write_private, write_security
 from jobs.temporary import add_elsewhere, held_folder
 
 START_S = 60.0
+_WAITED_FOR = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
+# Who sent a signal: the kernel, for a terminal (SI_KERNEL of sigaction(2)).
+_SI_KERNEL = 0x80
 STOP_S = 10.0
 REGION = "us-east-1"
 BUCKET = "demo"
@@ -271,13 +274,43 @@ def main() -> int:
     if len(sys.argv) < 3:
         sys.stderr.write("usage: python -P -m jobs.local_s3 FOLDER COMMAND [ARGUMENT]...\n")
         return 2
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _told_to_stop)
     try:
         with LocalS3(sys.argv[1]) as s3:
             s3.create_bucket(BUCKET)
-            return subprocess.run(sys.argv[2:], check=False).returncode
-    except (DaskyardError, OSError) as error:
+            return _code_of(sys.argv[2:])
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\n")
+        return 130
+    except (DaskyardError, StoppedError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return getattr(error, "exit_code", 2)
+
+
+def _told_to_stop(number: int, frame: object) -> None:
+    raise StoppedError(f"told to stop by {signal.Signals(number).name}; run the command again")
+
+
+def _code_of(command: list[str]) -> int:
+    """Run a command to its end, however often this process is told to stop: it has the server that the command needs.
+
+    What a terminal sends it sends to the command as well; what somebody else sends is passed on.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
+    try:
+        process = subprocess.Popen(command, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before))
+        while (code := process.poll()) is None:
+            told = signal.sigtimedwait(_WAITED_FOR, 1.0)
+            if told is not None and told.si_signo != signal.SIGCHLD and told.si_code != _SI_KERNEL:
+                process.send_signal(told.si_signo)
+        # What came last was for the command.
+        while signal.sigtimedwait(_WAITED_FOR, 0.0) is not None:
+            pass
+        return code if code >= 0 else 128 - code
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 if __name__ == "__main__":

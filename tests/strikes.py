@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -85,7 +86,7 @@ def _struck(at: int, sent: int, arguments: list[str]) -> tuple[int, str, int]:
             _in_child(at, sent, arguments, output)
         os.close(output)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        n = int(os.read(counted, 100))
+        n = int(os.read(counted, 100) or 0)  # nothing of one that was struck: it ends on the spot
         os.close(counted)
         said.seek(0)
         return code, said.read().decode(), n
@@ -95,7 +96,9 @@ def main() -> None:
     """Strike."""
     sent, step, edge = map(int, sys.argv[1:4])
     arguments = sys.argv[4:]
-    with tempfile.TemporaryDirectory() as folder:
+    # No TemporaryDirectory: the processes that are struck would remove it, as they end in order.
+    folder = tempfile.mkdtemp()
+    try:
         if arguments == ["run"]:
             job = Path(folder, "job.yaml")
             job.write_text(f"{{pipeline: kmeans, input: none, output: {folder}/runs, params: {{n_clusters: 2}}}}\n")
@@ -109,6 +112,8 @@ def main() -> None:
         assert code == 0, said
         moments = sorted({*range(1, edge), *range(1, n, step), *range(max(n - edge, 1), n + 1)})
         json.dump({"n": n, "ends": {at: strike(at) for at in moments}}, sys.stdout)
+    finally:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -193,8 +193,9 @@ def _after_the_commit() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except Exception as error:
-        if not isinstance(error, BrokenPipeError):
+    except (Exception, SystemExit) as error:
+        # rich makes a SystemExit of a reader that has gone.
+        if not isinstance(error, (BrokenPipeError, SystemExit)):
             _line("warning", f"the run is committed; its summary cannot be shown ({type(error).__name__}: {error})")
         # Python would try once more at its end, and end with another code.
         with suppress(OSError, ValueError):
@@ -462,7 +463,6 @@ def _status_document(job: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Run the command line."""
     streams.prepare()
-    os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PRELOAD", "jobs.cli.uninterrupted")
     if "--debug" in sys.argv:
         os.environ.setdefault("DASK_DASKYARD__DEBUG", "true")
     elif sys.stderr.isatty():
@@ -470,7 +470,7 @@ def main() -> None:
         os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
-        stops.heeded(app, _error)
+        stops.heeded(app, _error, is_quiet="--debug" not in sys.argv)
     finally:
         # An interrupt in code made from text, such as a dataclass at import, counts as unhandled until the next such
         # code begins, and `python -m` would end by the signal, whatever the exit code (CPython's run_eval_code_obj).

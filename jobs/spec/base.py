@@ -21,7 +21,9 @@ class StrictModel(BaseModel):
 def _without_password(url: str) -> str:
     """A job file is kept in manifests and clusters, and printed."""
     if without_passwords(url) != url:
-        raise ValueError("holds a password; take it out and give credentials by the environment (AWS_…, FSSPEC_…)")
+        raise ValueError(
+            "holds a password or a signature; take it out and give credentials by the environment (AWS_…, FSSPEC_…)"
+        )
     return url
 
 

@@ -22,6 +22,8 @@ from jobs.errors import SpecError
 MOST_BYTES = 1 << 20
 # Values and characters, once each alias is written out.
 MOST_EXPANDED = 4 << 20
+LONGEST_NUMBER = 1000
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 DEEPEST = 64
 _MERGE = "tag:yaml.org,2002:merge"
 _ON_ITS_OWN = {_MERGE, "tag:yaml.org,2002:value"}
@@ -180,6 +182,8 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Construct a value; what is none, such as ``!!int x`` or a number of 5,000 digits, is named."""
         try:
+            if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
+                raise ValueError  # to the base of 60, 1:2:3 and so on, it would take time by the square
             return super().construct_object(node, deep)
         except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
             kind = node.tag.rsplit(":", 1)[-1]

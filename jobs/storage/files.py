@@ -51,13 +51,13 @@ def options_fs(url: str) -> tuple[Any, str]:
     Raises
     ------
     StorageDeniedError
-        When the URL holds a password: it would stand in manifests and logs.
+        When the URL holds a password or a signature: it would stand in manifests and logs.
     StorageMissingError
         When this kind of URL cannot be read here, or it names no place.
     """
     if without_passwords(url) != url:
         raise StorageDeniedError(
-            f"{url}: holds a password; take it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"{url}: holds a password or a signature; take it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or what fsspec reads for this kind of URL (FSSPEC_<PROTOCOL>_…)"
         )
     problem = problem_of(url)

@@ -48,16 +48,18 @@ def test_an_interrupt_as_the_cluster_starts_leaves_one_line_and_no_folder(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_processes_of_the_cluster_leave_an_interrupt_to_the_one_that_has_it() -> None:
-    """A terminal sends it to all of them; one that is still importing would show where."""
+def test_processes_of_the_cluster_leave_a_terminals_signals_to_the_one_that_has_it() -> None:
+    """A terminal sends them to all; one that is still importing would show where, and who cleans up would be gone."""
     with local_cluster.started(1, 2**28, {}) as cluster, Client(cluster) as client:
         [worker] = client.run(os.getpid).values()
-        processes = [worker, *(child.pid for child in psutil.Process(worker).children())]
-        assert all(blocks_interrupts(pid) for pid in processes)
-        assert not blocks_interrupts(os.getpid())
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+        helpers = [c.pid for c in psutil.Process().children() if "resource_tracker" in " ".join(c.cmdline())]
+        assert blocked(worker) >= {signal.SIGINT, signal.SIGHUP}
+        assert helpers
+        assert all(signal.SIGHUP in blocked(pid) for pid in helpers)
+        assert blocked(os.getpid()) == set()
 
 
-def blocks_interrupts(pid: int) -> bool:
-    [blocked] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk:")]
-    return bool(int(blocked.split()[1], 16) >> signal.SIGINT - 1 & 1)
+def blocked(pid: int) -> set[int]:
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk:")]
+    mask = int(line.split()[1], 16)
+    return {number for number in range(1, 65) if mask >> number - 1 & 1}

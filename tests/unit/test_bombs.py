@@ -185,8 +185,11 @@ def test_a_deep_chain_of_aliases_is_refused(refusal: Refusal, tmp_path: Path) ->
         ("a: &a [*a]", "an alias within what it stands for"),
         ("a: &a {<<: *a}", "an alias within what it stands for"),
         ("x" * (2 * MIB), "longer than 1 MiB"),
+        ("a: 1" + ":59" * 200_000, "is not of type int"),
+        ("a: 1" + ":59" * 200_000 + ".5", "is not of type float"),
+        ("a: " + "9" * 200_000, "is not of type int"),
     ],
-    ids=["lists", "mappings", "dashes", "own", "merged", "long"],
+    ids=["lists", "mappings", "dashes", "own", "merged", "long", "sixty", "sixty and a half", "digits"],
 )
 def test_yaml_that_would_take_long_or_for_ever_is_refused(
     text: str, message: str, refusal: Refusal, tmp_path: Path

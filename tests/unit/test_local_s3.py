@@ -1,12 +1,14 @@
 """The embedded S3 server: it serves, it keeps to itself, and it leaves nothing behind."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,70 @@ def test_a_command_beside_the_server_finds_it(tmp_path):
     code = "import s3fs; print(s3fs.S3FileSystem().ls(''))"
     command = [sys.executable, "-P", "-m", "jobs.local_s3", str(tmp_path), sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "['demo']\n"
+
+
+BESIDE = """
+import os, signal, sys, time, urllib.error, urllib.request
+def stop(number, frame):
+    raise KeyboardInterrupt(number)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, stop)
+try:
+    print("begun", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt as told:
+    time.sleep(1.0)
+    try:
+        urllib.request.urlopen(os.environ["AWS_ENDPOINT_URL_S3"], timeout=5)
+    except urllib.error.HTTPError:
+        print("served", flush=True)
+    sys.exit(40 + told.args[0])
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_told_to_stop_cleans_up_beside_the_server(tmp_path, sent):
+    """Who tells this process tells the command."""
+    command = [sys.executable, "-P", "-m", "jobs.local_s3", str(tmp_path), sys.executable, "-c", BESIDE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(sent)
+        out, said = process.communicate(timeout=60)
+    assert (process.returncode, out, said) == (40 + sent, "served\n", "")
+
+
+def test_an_interrupt_of_a_terminal_is_told_once(tmp_path):
+    """The terminal tells all processes, so the command must not hear it again from this one."""
+    command = [sys.executable, "-P", "-m", "jobs.local_s3", str(tmp_path), sys.executable, "-c", BESIDE]
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(command[0], command)
+    with os.fdopen(terminal, "r+b", buffering=0) as opened:
+        out = b""
+        while b"begun" not in out:
+            out += opened.read(1000)
+        opened.write(b"\x03")
+        with suppress(OSError):  # EIO: nobody has it any more
+            while more := opened.read(1000):
+                out += more
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert (code, out.replace(b"\r", b"")) == (40 + signal.SIGINT, b"begun\n^Cserved\n")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
+def test_a_server_that_is_told_to_stop_as_it_starts_says_so_in_one_line(tmp_path, sent, code):
+    objects, temporary = tmp_path / "objects", tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-P", "-m", "jobs.local_s3", str(objects), "sleep", "60"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert wait_until(lambda: any(temporary.glob("*/server.log")))
+        process.send_signal(sent)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize("n_characters", [60, 90, 100, 107, 200])

@@ -39,7 +39,7 @@ def test_how_to_deal_with_storage_changes_no_run_id(tmp_path: Path) -> None:
 def test_a_password_in_a_url_is_refused_and_not_repeated(tmp_path: Path, place: str) -> None:
     key = place.split(":")[0]
     text = "\n".join(line for line in GOOD.splitlines() if not line.startswith(f"{key}:"))
-    with pytest.raises(SpecError, match=rf"{key}.*holds a password; take it out") as caught:
+    with pytest.raises(SpecError, match=rf"{key}.*holds a password or a signature; take it out") as caught:
         load(write(tmp_path, f"{text}\n{place}\n"))
     assert "s3cr" not in str(caught.value)
 
