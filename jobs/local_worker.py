@@ -25,6 +25,8 @@ _LACKING = (*NO_ROOM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 # Who tells of lost connections: a filter is of one logger, not of those below it.
 _TALKERS = ("worker", "worker.state_machine", "core", "batched", "utils", "comm", "comm.core", "comm.tcp", "comm.utils")
 _OF_A_TASK, _OF_SPILLING = "Compute Failed", "Spill to disk failed"
+# Of a task that ran as the cluster was closed.
+_OF_THE_END = "Async instruction for"
 
 
 def dask_setup(worker: Any) -> None:
@@ -57,7 +59,7 @@ def quiet_removals() -> None:
 
 
 def _is_not_told_elsewhere(record: logging.LogRecord) -> bool:
-    if str(record.msg).startswith(_OF_A_TASK):
+    if str(record.msg).startswith((_OF_A_TASK, _OF_THE_END)):
         return False
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, OSError) or error.errno in _LACKING

@@ -6,6 +6,7 @@ nobody's: process ids, which are used again, are not asked. Called by whoever ne
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -20,6 +21,8 @@ from typing import BinaryIO
 _PREFIX = "daskyard-held-"
 # A file in such a folder with paths, one a line, of what lies elsewhere and is to go with it.
 _ELSEWHERE = "elsewhere.txt"
+# Folders, and the processes that made them: forked ones know of them as well.
+_held: dict[Path, int] = {}
 
 
 @contextlib.contextmanager
@@ -45,7 +48,16 @@ def held_folder(what: str, parent: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         _remove(folder)
+        _held.pop(folder, None)
         os.close(lock)
+
+
+@atexit.register
+def _remove_the_rest() -> None:
+    """Remove what a stop kept from being removed: it strikes at any moment, also as something is."""
+    for folder, owner in list(_held.items()):
+        if owner == os.getpid():
+            _remove(folder)
 
 
 def add_elsewhere(folder: Path, paths: list[str]) -> None:
@@ -89,6 +101,7 @@ def _made(what: str, parent: Path) -> tuple[Path, int]:
         with contextlib.suppress(FileNotFoundError):  # another process took it for left behind already
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             if _hold(lock, folder):
+                _held[folder] = os.getpid()
                 return folder, lock
             os.close(lock)
 

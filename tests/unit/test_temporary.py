@@ -57,6 +57,33 @@ def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
     assert kept.exists()  # folders elsewhere are never removed
 
 
+def test_a_stop_that_strikes_the_removal_leaves_nothing(tmp_path: Path) -> None:
+    """Nor does a process that was forked meanwhile take away what its parent still uses."""
+    code = textwrap.dedent("""
+        import atexit, os, shutil, sys
+        from pathlib import Path
+        from jobs.temporary import held_folder
+        removed = shutil.rmtree
+        def struck(*_, **__):
+            shutil.rmtree = removed
+            raise KeyboardInterrupt
+        try:
+            with held_folder("test", Path(sys.argv[1])) as folder:
+                (folder / "file").write_text("1")
+                if not os.fork():
+                    atexit._run_exitfuncs()
+                    os._exit(0)
+                os.wait()
+                print(folder.exists(), flush=True)
+                shutil.rmtree = struck
+        except KeyboardInterrupt:
+            print(folder.exists())
+    """)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\nTrue\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_others_left_and_links_stay(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
