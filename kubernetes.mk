@@ -58,6 +58,10 @@ charts-test: charts .venv-checkov/ready  ## Lint the charts, run their unit test
 	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && $(MAKE) --no-print-directory manifests OUT="$$made" && diff -ru examples/daskjobs "$$made" || { echo "run: make manifests" >&2; exit 1; }
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile tests/charts
 
+.PHONY: controlplane
+controlplane: charts  ## Run operator and controller against an API server without nodes, where there is one (../shared/testbed).
+	@$(BIN)/pytest tests/controlplane
+
 .venv-checkov/ready: kubernetes.mk | $(BIN)/ready
 	@test -x .venv-checkov/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-checkov
 	@$(BIN)/uv pip install --quiet --python .venv-checkov/bin/python $(CHECKOV)

@@ -144,15 +144,16 @@ class Api:
             response.close()
             response.release_conn()
 
-    def create(self, made: Object) -> Object:
-        """Make an object and return it as the server has it.
+    def create(self, made: Object, *, is_dry_run: bool = False) -> Object:
+        """Make an object, or only find out what the server would make of it, and return it as the server has it.
 
         Raises
         ------
         Conflict
             When there is one of that name.
         """
-        return self._json("create", made["kind"], made["metadata"]["namespace"], body=made)
+        query = {"dryRun": "All"} if is_dry_run else None
+        return self._json("create", made["kind"], made["metadata"]["namespace"], query=query, body=made)
 
     def patch(
         self, kind: str, namespace: str, name: str, change: Object, part: str = "", timeout_s: float = CALL_S

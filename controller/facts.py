@@ -7,7 +7,7 @@ the epoch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from controller.resources import Phase
@@ -66,7 +66,8 @@ class Attempt:
     """One attempt, as the status keeps it.
 
     `ready` is when its scheduler and fewest workers were there, `reason` is empty while it lasts, `logs` what became of
-    its logs: empty until that is known.
+    its logs: empty until that is known. `objects` has the UIDs of what it is made of (`controller.ownership`); None, of
+    an attempt from before they were kept.
     """
 
     number: int
@@ -77,6 +78,7 @@ class Attempt:
     message: str = ""
     memory: float = 1.0
     logs: str = ""
+    objects: Mapping[str, str] | None = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,9 @@ class Observed:
         Whether the MLRuntime that it names exists.
     has_job_file, has_cluster, has_workers, runner
         What exists of the last attempt; a cluster has no worker groups at first.
-    has_remains
-        Whether there is anything of a cluster of this job, of whichever attempt.
+    has_remains, has_runner_left
+        Whether there is anything that claims to be of a cluster of this job, of whichever attempt, or the last one's
+        runner: they are removed by their claim.
     is_input_ready
         Whether the runner's preflight has found input and output in order.
     is_scheduler_ready, n_workers
@@ -122,6 +125,7 @@ class Observed:
     has_cluster: bool = False
     has_workers: bool = False
     has_remains: bool = False
+    has_runner_left: bool = False
     runner: Runner | None = None
     is_input_ready: bool = False
     is_scheduler_ready: bool = False

@@ -316,12 +316,13 @@ def _removal(seen: Observed, last: Attempt, *, keeps_runner: bool) -> Plan | Non
         return step(None, [*seen.attempts[:-1], replace(last, logs=outcome)])
 
     is_collecting = not last.logs
-    has_pods = seen.runner is not None or seen.has_remains
+    has_runner = seen.runner is not None or seen.has_runner_left
+    has_pods = has_runner or seen.has_remains
     if is_collecting and not seen.has_log_files:
         return step("collect logs") if has_pods and seen.has_runtime else with_logs("there are none")
     if is_collecting and seen.log_job is None:
         return step("make log job") if seen.has_runtime else with_logs("not saved: the MLRuntime is gone")
-    if seen.runner is not None and not keeps_runner:
+    if has_runner and not keeps_runner:
         return step("remove runner")
     if seen.has_remains:
         return step("remove cluster")

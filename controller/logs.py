@@ -5,6 +5,7 @@ from __future__ import annotations
 from controller.api import Api, ApiError, Object
 from controller.objects import ATTEMPT_LABEL, ROLE_LABEL, Of
 from controller.observe import Found
+from controller.ownership import EVENTS_SUFFIX
 
 # A ConfigMap takes 1 MiB; some of that is for names and the events.
 MAX_BYTES = 900 << 10
@@ -29,7 +30,7 @@ def collected(api: Api, found: Found, whose: Of) -> dict[str, str]:
     files = {
         f"{attempt}.{pod['metadata']['name']}.{name}.log": _end(_log(api, pod, name), share) for pod, name in containers
     }
-    files[f"{attempt}.events.txt"] = _end(_events(api, found, whose), EVENTS_BYTES)
+    files[f"{attempt}{EVENTS_SUFFIX}"] = _end(_events(api, found, whose), EVENTS_BYTES)
     return files
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from controller.api import Object
 from controller.facts import Attempt, Observed, Pod, Role, Runner, Wanted
 from controller.objects import ATTEMPT_LABEL, ROLE_LABEL, Of, problems
+from controller.ownership import Owned
 from controller.resources import MLJobSpec, MLJobStatus, MLRuntimeSpec
 from jobs.errors import SpecError
 from jobs.plain import plain_tree
@@ -24,7 +25,10 @@ _ROLES: Mapping[str, Role] = {"scheduler": "scheduler", "worker": "worker", "run
 
 @dataclass(frozen=True)
 class Found:
-    """What there is of a job, all attempts; objects that are on their way out count as there."""
+    """What there is of a job, all attempts; objects that are on their way out count as there.
+
+    `records` has the UIDs by which they are known to be the job's, and `left` what is not, but names it as its owner.
+    """
 
     job: Object
     runtime: MLRuntimeSpec | None = None
@@ -34,8 +38,25 @@ class Found:
     jobs: Sequence[Object] = ()
     pods: Sequence[Object] = ()
     deployments: Sequence[Object] = ()
+    records: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, Sequence[Object]] = field(default_factory=dict)
     problem: str = ""
     """Why the runtime that there is cannot be read."""
+
+    def having(self, owned: Owned) -> Found:
+        """Return this with what is the job's."""
+        ours = owned.ours
+        return replace(
+            self,
+            config_maps=ours["ConfigMap"],
+            clusters=ours["DaskCluster"],
+            groups=ours["DaskWorkerGroup"],
+            jobs=ours["Job"],
+            pods=ours["Pod"],
+            deployments=ours["Deployment"],
+            records=owned.records,
+            left=owned.claimed,
+        )
 
 
 def seconds(time: str | None) -> float | None:
@@ -82,6 +103,7 @@ def attempts_of(status: MLJobStatus) -> list[Attempt]:
             message=attempt.message or "",
             memory=attempt.memory_factor,
             logs=attempt.logs or "",
+            objects=attempt.objects,
         )
         for attempt in status.attempts
     ]
@@ -98,11 +120,12 @@ def observed(found: Found, spec: MLJobSpec, now: float) -> Observed:
         start=seconds(status.start_time) or created,
         attempts=attempts,
         has_runtime=found.runtime is not None,
-        has_remains=bool(found.clusters or found.groups),
+        has_remains=any(found.left.get(kind) for kind in ("DaskCluster", "DaskWorkerGroup")),
         finished=_finished(status),
     )
     if not attempts:
         return seen
+    attempts[-1] = replace(attempts[-1], objects=_records_of(found, attempts))
     whose = of(job, attempts[-1].number)
     pods = [pod for pod in found.pods if pod["metadata"]["labels"].get(ATTEMPT_LABEL) == str(whose.attempt)]
     runner_pods = _in_role(pods, "runner")
@@ -114,6 +137,7 @@ def observed(found: Found, spec: MLJobSpec, now: float) -> Observed:
         has_cluster=_named(found.clusters, whose.cluster) is not None,
         has_workers=groups <= set(map(_name, found.groups)),
         runner=runner,
+        has_runner_left=_stays(_named(found.left.get("Job", ()), whose.cluster)),
         is_input_ready=any(map(_has_passed_preflight, runner_pods)),
         is_scheduler_ready=any(map(is_ready, _in_role(pods, "scheduler"))),
         scheduler_start=max(map(_started, _in_role(pods, "scheduler")), default=0.0),
@@ -123,6 +147,12 @@ def observed(found: Found, spec: MLJobSpec, now: float) -> Observed:
         has_log_files=_named(found.config_maps, whose.logs) is not None,
         log_job=runner_of(_named(found.jobs, whose.logs), _in_role(pods, "logs")),
     )
+
+
+def _records_of(found: Found, attempts: Sequence[Attempt]) -> dict[str, str]:
+    """Return the UIDs that are to be kept with the last attempt: those that no other one has."""
+    others = {key for attempt in attempts[:-1] for key in attempt.objects or ()}
+    return {key: uid for key, uid in sorted(found.records.items()) if key not in others}
 
 
 def _wanted(found: Found, spec: MLJobSpec) -> Wanted:
@@ -300,6 +330,10 @@ def _not_let_in(deployments: Iterable[Object], attempt: int) -> list[Pod]:
 
 def _in_role(pods: Iterable[Object], role: str) -> list[Object]:
     return [pod for pod in pods if pod["metadata"]["labels"].get(ROLE_LABEL) == role]
+
+
+def _stays(found: Object | None) -> bool:
+    return found is not None and "deletionTimestamp" not in found["metadata"]
 
 
 def _named(found: Iterable[Object], name: str) -> Object | None:

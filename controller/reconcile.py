@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from controller import objects, observe
+from controller import objects, observe, ownership
 from controller.api import Api, Conflict, Missing, Object, Refused
 from controller.autoscale import Autoscaler
-from controller.facts import Observed
-from controller.lifecycle import Plan, follow
+from controller.facts import Attempt, Observed
+from controller.lifecycle import Action, Plan, follow
 from controller.logs import collected
 from controller.mirror import Mirrored, key_of
 from controller.objects import UID_LABEL
@@ -32,6 +32,16 @@ POLL_S = 5.0
 NAME_TAKEN_S, REFUSED_S = 2.0, 10.0
 # What goes is gone only when the mirrors say so.
 REMOVALS = ("remove runner", "remove cluster", "remove logs", "remove job")
+MAKING: Sequence[Action] = (
+    "make job file",
+    "make cluster",
+    "make runner",
+    "make workers",
+    "make log job",
+)
+# Of what claims to be a job's and is not, so much is told.
+MAX_STRANGERS = 20
+_LABELLED = ("ConfigMap", "NetworkPolicy", "DaskCluster", "DaskWorkerGroup", "Job", "Deployment", "Pod")
 
 _log = logging.getLogger("daskyard.controller")
 Mirrors = Mapping[str, Mirrored]
@@ -70,10 +80,18 @@ class Reconciler:
     clock: Callable[[], float] = time.time
     on_ready: Callable[[float], None] = lambda seconds: None
     _obstacles: dict[str, tuple[str, str]] = field(default_factory=dict)
+    # By MLJob. What is not in the status yet goes there with what changes next; what was found to be no job's is not
+    # looked at again.
+    _records: dict[str, dict[str, str]] = field(default_factory=dict)
+    _strangers: dict[str, set[str]] = field(default_factory=dict)
+    _foreign: dict[str, set[str]] = field(default_factory=dict)
 
     def forget(self, uid: str) -> None:
         """Forget a job that has gone."""
         self._obstacles.pop(uid, None)
+        self._records.pop(uid, None)
+        self._strangers.pop(uid, None)
+        self._foreign.pop(uid, None)
 
     def reconcile(self, namespace: str, name: str) -> float | None:
         """Go one round; return after how many seconds to come again, None: when something changes."""
@@ -117,7 +135,6 @@ class Reconciler:
 
     def found(self, job: Object, spec: MLJobSpec) -> Found:
         """Return what the mirrors have of a job."""
-        uid = job["metadata"]["uid"]
         runtime, problem = None, ""
         there = self.mirrors["MLRuntime"].get(job["metadata"]["namespace"], spec.runtime)
         if there is not None:
@@ -127,17 +144,70 @@ class Reconciler:
                 first = error.errors()[0]
                 place = ".".join(map(str, first["loc"]))
                 problem = f"the MLRuntime {spec.runtime} is wrong: {place}: {first['msg']}"
-        return Found(
-            job,
-            runtime,
-            config_maps=self.mirrors["ConfigMap"].of(uid),
-            clusters=self.mirrors["DaskCluster"].of(uid),
-            groups=self.mirrors["DaskWorkerGroup"].of(uid),
-            jobs=self.mirrors["Job"].of(uid),
-            pods=self.mirrors["Pod"].of(uid),
-            deployments=self.mirrors["Deployment"].of(uid),
-            problem=problem,
-        )
+        attempts = observe.attempts_of(observe.status_of(job))
+        owned = self._owned(job, attempts)
+        found = Found(job, runtime, problem=problem).having(owned)
+        for actions in (MAKING, ("collect logs",)) if attempts else ():
+            if self._learn(found, spec, attempts[-1], actions):
+                found = found.having(self._owned(job, attempts))
+        self._tell_strangers(job, owned)
+        return found
+
+    def _owned(self, job: Object, attempts: Sequence[Attempt]) -> ownership.Owned:
+        """Return what is the job's of all that bears its label."""
+        uid = job["metadata"]["uid"]
+        records: dict[str, str] | None = None
+        if not attempts or attempts[-1].objects is not None:
+            kept = {key: value for attempt in attempts for key, value in (attempt.objects or {}).items()}
+            records = {**kept, **self._records.get(uid, {})}
+        labelled = {kind: self.mirrors[kind].of(uid) for kind in _LABELLED}
+        owned = ownership.owned(job, labelled, records, self.clock())
+        self._records[uid] = dict(owned.records)
+        return owned
+
+    def _learn(self, found: Found, spec: MLJobSpec, attempt: Attempt, actions: Iterable[Action]) -> bool:
+        """Take what a process has made that ended before it could note it; return whether there is any."""
+        whose, records = observe.of(found.job, attempt.number), self._records[found.job["metadata"]["uid"]]
+        unknown = {
+            key: item
+            for kind, items in found.left.items()
+            for item in items
+            if (key := ownership.key_of(kind, item["metadata"]["name"])) not in records
+            and item["metadata"]["uid"] not in self._foreign.get(whose.uid, ())
+        }
+        if not unknown or found.runtime is None or found.problem:
+            return False
+        if actions != MAKING and ownership.key_of("ConfigMap", whose.logs) not in unknown:
+            return False
+        learned = False
+        for action in actions:
+            for made in self._made(found, action, spec, found.runtime, whose, attempt.memory):
+                key = ownership.key_of(made["kind"], made["metadata"]["name"])
+                if key in unknown and self._is_ours(unknown[key], made, whose):
+                    records[key], learned = unknown[key]["metadata"]["uid"], True
+        return learned
+
+    def _is_ours(self, there: Object, made: Object, whose: objects.Of) -> bool:
+        """Whether an object that nobody noted is as one of ours would be; else it is remembered as somebody else's."""
+        is_so = ownership.is_claimed(there, ownership.claimants(whose.uid, self._records[whose.uid]))
+        if is_so and made["kind"] == "ConfigMap" and made["metadata"]["name"] == whose.logs:
+            is_so = ownership.has_same_logs(there, made)
+        elif is_so:
+            probe = {**made, "metadata": {**made["metadata"], "name": f"probe-{whose.uid[:8]}"}}
+            is_so = ownership.is_same(there, self.api.create(probe, is_dry_run=True))
+        if not is_so:
+            self._foreign.setdefault(whose.uid, set()).add(there["metadata"]["uid"])
+        return is_so
+
+    def _tell_strangers(self, job: Object, owned: ownership.Owned) -> None:
+        """Tell once of what says that it is the job's and is not."""
+        told = self._strangers.setdefault(job["metadata"]["uid"], set())
+        for item in owned.strangers:
+            metadata = item["metadata"]
+            if metadata["uid"] not in told and len(told) < MAX_STRANGERS:
+                told.add(metadata["uid"])
+                what = f"{item['kind']} {metadata['namespace']}/{metadata['name']}"
+                self.emit(job, "Warning", "Stranger", f"{what} bears the label of this job and is not of it: ignored")
 
     def _complete(self, found: Found, spec: MLJobSpec, seen: Observed) -> Observed:
         """Look again where the Job's end has come before its pod's: without the pod nobody knows how it ended."""
@@ -171,7 +241,9 @@ class Reconciler:
         job = found.job
         status = status_after(found, spec, seen, plan, told)
         before = job.get("status") or {}
-        if _without_nulls(status) == _without_nulls(before):
+        # What is removed next may be all that proves them.
+        kept = _without_nulls if plan.action in REMOVALS else _without_records
+        if kept(status) == kept(before):
             return job
         metadata = job["metadata"]
         change = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": status}
@@ -202,23 +274,29 @@ class Reconciler:
             case "remove job":
                 self.api.delete("MLJob", found.job)
             case "remove runner":
-                self._remove("Job", found.jobs, whose.cluster)
+                self._remove("Job", found.left["Job"], whose.cluster)
             case "remove cluster":
-                self._remove("DaskWorkerGroup", found.groups)
-                self._remove("DaskCluster", found.clusters)
+                self._remove("DaskWorkerGroup", found.left["DaskWorkerGroup"])
+                self._remove("DaskCluster", found.left["DaskCluster"])
             case "remove logs":
-                self._remove("Job", found.jobs, whose.logs)
-                self._remove("ConfigMap", found.config_maps, whose.logs)
+                self._remove("Job", found.left["Job"], whose.logs)
+                self._remove("ConfigMap", found.left["ConfigMap"], whose.logs)
             case _:
                 assert runtime is not None  # `follow` waits for it
-                for made in self._made(found, plan, spec, runtime, whose, memory):
+                for made in self._made(found, plan.action, spec, runtime, whose, memory):
                     self._make(whose, made)
 
     def _made(
-        self, found: Found, plan: Plan, spec: MLJobSpec, runtime: MLRuntimeSpec, whose: objects.Of, memory: float
+        self,
+        found: Found,
+        action: Action | None,
+        spec: MLJobSpec,
+        runtime: MLRuntimeSpec,
+        whose: objects.Of,
+        memory: float,
     ) -> list[Object]:
         """Return what an action makes, in this order: that the last of them is there says that all are."""
-        match plan.action:
+        match action:
             case "make job file":
                 return [*objects.network_policies(whose, runtime), objects.job_file(whose, spec)]
             case "make runner":
@@ -231,22 +309,28 @@ class Reconciler:
                 return [objects.log_files(whose, collected(self.api, found, whose))]
             case "make log job":
                 return [objects.log_job(whose, spec, runtime)]
-        raise AssertionError(plan.action)
+        raise AssertionError(action)
 
     def _make(self, whose: objects.Of, made: Object) -> None:
         kind, namespace, name = made["kind"], whose.namespace, made["metadata"]["name"]
-        mirror = self.mirrors[kind]
-        if _is_of(mirror.get(namespace, name), whose):
-            return
-        try:
-            there = self.api.create(made)
-        except Conflict:
+        mirror, records = self.mirrors[kind], self._records.setdefault(whose.uid, {})
+        key = ownership.key_of(kind, name)
+        there = mirror.get(namespace, name)
+        if there is None:
             try:
-                there = self.api.get(kind, namespace, name)
-            except Missing:
-                raise NameTaken(f"{kind} {name} has just gone") from None
-            if not _is_of(there, whose):
-                raise NameTaken(f"{kind} {name} is there and not of this job; it waits until that is gone") from None
+                there = self.api.create(made)
+                records[key] = there["metadata"]["uid"]
+            except Conflict:
+                try:
+                    there = self.api.get(kind, namespace, name)
+                except Missing:
+                    raise NameTaken(f"{kind} {name} has just gone") from None
+        if records.get(key) != there["metadata"]["uid"]:
+            if not self._is_ours(there, made, whose):
+                if name == whose.logs and ownership.is_claimed(there, {whose.uid}):
+                    self.api.delete(kind, there)  # logs have grown, so nobody can tell whose it is
+                raise NameTaken(f"{kind} {name} is there and not of this job; it waits until that is gone")
+            records[key] = there["metadata"]["uid"]
         mirror.learn(there)
 
     def _remove(self, kind: str, found: Any, name: str = "") -> None:
@@ -255,8 +339,10 @@ class Reconciler:
                 self.api.delete(kind, item)
 
 
-def _is_of(found: Object | None, whose: objects.Of) -> bool:
-    return found is not None and found["metadata"].get("labels", {}).get(UID_LABEL) == whose.uid
+def _without_records(status: Object) -> Any:
+    """Return a status without what alone is worth no write."""
+    attempts = [{**attempt, "objects": None} for attempt in status.get("attempts") or ()]
+    return _without_nulls({**status, "attempts": attempts})
 
 
 def _without_nulls(value: Any) -> Any:

@@ -154,6 +154,9 @@ class AttemptStatus(Resource):
     message: str | None = None
     memory_factor: float = Field(1.0, description="On the memory that the runtime gives workers and runner.")
     logs: str | None = Field(None, description="Saved: they lie under logs/ in the run's folder; else why not.")
+    objects: dict[str, str] | None = Field(
+        None, description="UIDs of what it is made of, by kind and name; nothing else is believed to be of it."
+    )
 
 
 class MLJobStatus(Resource):

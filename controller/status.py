@@ -57,6 +57,7 @@ def status_after(found: Found, spec: MLJobSpec, seen: Observed, plan: Plan, told
             message=a.message[:MESSAGE_MAX] or None,
             memory_factor=a.memory,
             logs=a.logs[:MESSAGE_MAX] or None,
+            objects=None if a.objects is None else dict(a.objects),
         )
         for a in plan.attempts
     ]

@@ -197,9 +197,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def do_POST(self) -> None:
-        kind, namespace, *_ = self._place()
+        kind, namespace, _, _, query = self._place()
         made = self._body()
         made["metadata"]["namespace"] = namespace
+        if "dryRun" in query:
+            return self._answer(201, made)
         self.store.writes.append(("create", kind, made["metadata"]["name"]))
         try:
             self._answer(201, self.store.create(kind, made))

@@ -83,9 +83,18 @@ class World:
                 self._make_workers(group)
             for cluster in self.store.of("DaskCluster"):
                 if "daskyard.dev/job" in cluster["metadata"]["labels"]:
-                    self._make_pod(cluster, f"{cluster['metadata']['name']}-scheduler", "scheduler")
+                    self._make_scheduler(cluster)
             for job in self.store.of("Job"):
                 self._run_job(job)
+
+    def _make_scheduler(self, cluster: Object) -> None:
+        name = f"{cluster['metadata']['name']}-scheduler"
+        labels = {**cluster["metadata"]["labels"], "dask.org/cluster-name": cluster["metadata"]["name"]}
+        metadata = {"name": name, "namespace": TEAM, "labels": labels, "ownerReferences": _owner(cluster)}
+        self._make({"kind": "Deployment", "metadata": metadata, "status": {}})
+        deployment = self.store.get("Deployment", name)
+        if deployment is not None:
+            self._make_pod(deployment, name, "scheduler")
 
     def _make_workers(self, group: Object) -> None:
         """Make what is missing when `replicas` has changed, as the operator does, and not else."""
@@ -94,7 +103,9 @@ class World:
             return
         self.replicas[group["metadata"]["uid"]] = replicas
         labels = {**group["metadata"]["labels"], "dask.org/workergroup-name": name, "dask.org/cluster-name": "c"}
-        there = [d for d in self.store.of("Deployment") if d["metadata"]["labels"]["dask.org/workergroup-name"] == name]
+        there = [
+            d for d in self.store.of("Deployment") if d["metadata"]["labels"].get("dask.org/workergroup-name") == name
+        ]
         assert len(there) <= replicas, f"{name}: the operator would have to choose"
         for _ in range(replicas - len(there)):
             worker = f"{name}-worker-{self.store.n_version}"
@@ -107,9 +118,14 @@ class World:
         if self.store.get("Pod", name) is not None:
             return
         labels = {**owner["metadata"]["labels"], "app.kubernetes.io/component": role}
-        metadata = {"name": name, "namespace": TEAM, "labels": labels, "ownerReferences": _owner(owner)}
+        owners = _owner(owner)
+        if owner["kind"] == "Deployment":  # a ReplicaSet stands between them
+            labels["pod-template-hash"] = "1"
+            owners = [{**owners[0], "kind": "ReplicaSet", "name": f"{owner['metadata']['name']}-1"}]
+        metadata = {"name": name, "namespace": TEAM, "labels": labels, "ownerReferences": owners}
         ready = {"conditions": [{"type": "Ready", "status": "True"}]}
-        self._make({"kind": "Pod", "metadata": metadata, "status": status or ready})
+        spec = owner["spec"]["template"]["spec"] if owner["kind"] == "Job" else {}
+        self._make({"kind": "Pod", "metadata": metadata, "spec": spec, "status": status or ready})
 
     def _make(self, made: Object) -> Object | None:
         try:
@@ -143,7 +159,8 @@ class World:
 
 
 def _owner(found: Object) -> list[Object]:
-    return [{"uid": found["metadata"]["uid"], "name": found["metadata"]["name"], "kind": found["kind"]}]
+    metadata = found["metadata"]
+    return [{"uid": metadata["uid"], "name": metadata["name"], "kind": found["kind"], "controller": True}]
 
 
 COMMITTED = (0, {"outcome": "committed", "run_url": "s3://demo/runs/bio", "metrics": {"inertia": 7.5}})
@@ -308,7 +325,7 @@ class _Mortal(Api):
     def _call(self, verb: str, *arguments: Any, **options: Any) -> Any:
         if self.is_dead.is_set():
             raise _Killed
-        if verb not in WRITES:
+        if verb not in WRITES or "dryRun" in (options.get("query") or {}):
             return super()._call(verb, *arguments, **options)
         self.n_left -= 1
         if self.n_left > 0:
@@ -443,6 +460,10 @@ class Scheduler:
         return {"demands": self.demands, "workers": workers, "progress": {"stage": "fit", "percent": 42}}
 
 
+def members(store: Store) -> list[Object]:
+    return [d for d in store.of("Deployment") if "dask.org/workergroup-name" in d["metadata"]["labels"]]
+
+
 def sizes(store: Store) -> dict[str, int]:
     return {g["metadata"]["name"]: g["spec"]["worker"]["replicas"] for g in store.of("DaskWorkerGroup")}
 
@@ -466,13 +487,13 @@ def test_each_group_follows_its_own_demand_and_busy_workers_stay() -> None:
             wait("GPU workers", lambda: sizes(store) == {"bio-1-cpu": 1, "bio-1-gpu": 2})
             scheduler.demands = [{"needs": {}, "n_tasks": 9, "seconds": 900.0}]
             wait("CPU workers", lambda: sizes(store) == {"bio-1-cpu": 4, "bio-1-gpu": 0})
-            wait("their Deployments", lambda: len(store.of("Deployment")) == 4)
+            wait("their Deployments", lambda: len(members(store)) == 4)
             assert status(store)["stage"] == "fit"
             assert status(store)["progress"] == 42
-            busy = sorted(d["metadata"]["name"] for d in store.of("Deployment"))[2]
+            busy = sorted(d["metadata"]["name"] for d in members(store))[2]
             scheduler.busy, scheduler.demands = {busy}, []
             wait("one worker", lambda: sizes(store) == {"bio-1-cpu": 1, "bio-1-gpu": 0})
-            assert [d["metadata"]["name"] for d in store.of("Deployment")] == [busy]
+            assert [d["metadata"]["name"] for d in members(store)] == [busy]
             # What went was chosen by the controller: the Deployments first, then their number.
             verbs = [(v, k) for v, k, n in store.writes if k in ("Deployment", "DaskWorkerGroup") and v != "create"]
             assert verbs[verbs.index(("delete", "Deployment")) - 1] == ("patch", "DaskWorkerGroup")
@@ -510,14 +531,14 @@ def test_a_controller_that_is_killed_while_a_group_shrinks_takes_away_no_more_th
         made.holds_runner.set()
         with controller(client, scheduler):
             store.create("MLJob", mljob())
-            wait("four workers", lambda: len(store.of("Deployment")) == 4 and sizes(store) == {"bio-1-cpu": 4})
+            wait("four workers", lambda: len(members(store)) == 4 and sizes(store) == {"bio-1-cpu": 4})
         scheduler.demands = [{"needs": {}, "n_tasks": 2, "seconds": 900.0}]
         n_made = Counter(kind for kind, _ in store.created)["Deployment"]
         while sizes(store) != {"bio-1-cpu": 2}:
             api = _Mortal(client)
             with controller(client, scheduler, api=api, quiet_s=0.0):
                 wait("its end", lambda api=api: api.is_dead.is_set() or sizes(store) == {"bio-1-cpu": 2})
-        assert len(store.of("Deployment")) == 2
+        assert len(members(store)) == 2
         assert Counter(kind for kind, _ in store.created)["Deployment"] == n_made
 
 
