@@ -147,7 +147,8 @@ class Reconciler:
         attempts = observe.attempts_of(observe.status_of(job))
         owned = self._owned(job, attempts)
         found = Found(job, runtime, problem=problem).having(owned)
-        for actions in (MAKING, ("collect logs",)) if attempts else ():
+        # Groups are known by their cluster, and logs by the pods that they are of.
+        for actions in (MAKING, ("make workers",), ("collect logs",)) if attempts else ():
             if self._learn(found, spec, attempts[-1], actions):
                 found = found.having(self._owned(job, attempts))
         self._tell_strangers(job, owned)
@@ -177,10 +178,11 @@ class Reconciler:
         }
         if not unknown or found.runtime is None or found.problem:
             return False
-        if actions != MAKING and ownership.key_of("ConfigMap", whose.logs) not in unknown:
-            return False
         learned = False
         for action in actions:
+            # Logs are read from the API server: only where there is what to compare them with.
+            if action == "collect logs" and ownership.key_of("ConfigMap", whose.logs) not in unknown:
+                continue
             for made in self._made(found, action, spec, found.runtime, whose, attempt.memory):
                 key = ownership.key_of(made["kind"], made["metadata"]["name"])
                 if key in unknown and self._is_ours(unknown[key], made, whose):

@@ -56,13 +56,14 @@ class Wire:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
                 headers = {k: v for k, v in self.headers.items() if k in ("Accept", "Content-Type")}
                 is_watch = "watch=true" in self.path
-                with wire._lock if self.command != "GET" else threading.Lock():
-                    if self.command != "GET" and wire.is_dead:
+                is_write = self.command != "GET" and "dryRun=" not in self.path
+                with wire._lock if is_write else threading.Lock():
+                    if is_write and wire.is_dead:
                         return self.close()
                     answer = pool.request(
                         self.command, upstream + self.path, body=body, headers=headers, preload_content=not is_watch
                     )
-                    if self.command != "GET" and "/leases" not in self.path:
+                    if is_write and "/leases" not in self.path:
                         wire.note(self.command, self.path, answer.status, body)
                         return self.close()
                 try:
