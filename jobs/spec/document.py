@@ -22,7 +22,7 @@ from jobs.errors import SpecError
 MOST_BYTES = 1 << 20
 # Values and characters, once each alias is written out.
 MOST_EXPANDED = 4 << 20
-LONGEST_NUMBER = 1000
+LONGEST_NUMBER = 20_000
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 DEEPEST = 64
 _MERGE = "tag:yaml.org,2002:merge"

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-
-import psutil
-from distributed import Client
-
-from jobs import local_cluster
 
 STARTING = """
 import asyncio, os, signal
@@ -48,18 +44,30 @@ def test_an_interrupt_as_the_cluster_starts_leaves_one_line_and_no_folder(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_processes_of_the_cluster_leave_a_terminals_signals_to_the_one_that_has_it() -> None:
-    """A terminal sends them to all; one that is still importing would show where, and who cleans up would be gone."""
+MASKS = """
+import json, os, psutil
+from distributed import Client
+from jobs import local_cluster
+
+if __name__ == "__main__":
     with local_cluster.started(1, 2**28, {}) as cluster, Client(cluster) as client:
         [worker] = client.run(os.getpid).values()
-        helpers = [c.pid for c in psutil.Process().children() if "resource_tracker" in " ".join(c.cmdline())]
-        assert blocked(worker) >= {signal.SIGINT, signal.SIGHUP}
-        assert helpers
-        assert all(signal.SIGHUP in blocked(pid) for pid in helpers)
-        assert blocked(os.getpid()) == set()
+        [helper] = [c.pid for c in psutil.Process().children() if "resource_tracker" in " ".join(c.cmdline())]
+        masks = [open(f"/proc/{pid}/status").read().split("SigBlk:")[1].split()[0] for pid in (worker, helper, os.getpid())]
+        print(json.dumps(masks))
+"""
 
 
-def blocked(pid: int) -> set[int]:
-    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk:")]
-    mask = int(line.split()[1], 16)
-    return {number for number in range(1, 65) if mask >> number - 1 & 1}
+def test_processes_of_the_cluster_leave_a_terminals_signals_to_the_one_that_has_it(tmp_path: Path) -> None:
+    """A terminal sends them to all; one that is still importing would show where, and who cleans up would be gone."""
+    script = tmp_path / "masks.py"
+    script.write_text(MASKS)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
+    worker, helper, own = map(blocked, json.loads(done.stdout))
+    assert worker >= {signal.SIGINT, signal.SIGHUP}
+    assert signal.SIGHUP in helper
+    assert own == set()
+
+
+def blocked(mask: str) -> set[int]:
+    return {number for number in range(1, 65) if int(mask, 16) >> number - 1 & 1}
