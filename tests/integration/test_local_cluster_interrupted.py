@@ -53,8 +53,8 @@ if __name__ == "__main__":
     with local_cluster.started(1, 2**28, {}) as cluster, Client(cluster) as client:
         [worker] = client.run(os.getpid).values()
         [helper] = [c.pid for c in psutil.Process().children() if "resource_tracker" in " ".join(c.cmdline())]
-        masks = [open(f"/proc/{pid}/status").read().split("SigBlk:")[1].split()[0] for pid in (worker, helper, os.getpid())]
-        print(json.dumps(masks))
+        states = [open(f"/proc/{pid}/status").read() for pid in (worker, helper, os.getpid())]
+        print(json.dumps([state.split("SigBlk:")[1].split()[0] for state in states]))
 """
 
 
