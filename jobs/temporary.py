@@ -48,7 +48,9 @@ def held_folder(what: str, parent: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         _remove(folder)
-        _held.pop(folder, None)
+        # A thread that goes on after a stop may have written one more file into it.
+        if not folder.exists():
+            _held.pop(folder, None)
         os.close(lock)
 
 
