@@ -48,15 +48,12 @@ def held_folder(what: str, parent: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         _remove(folder)
-        # A thread that goes on after a stop may have written one more file into it.
-        if not folder.exists():
-            _held.pop(folder, None)
         os.close(lock)
 
 
 @atexit.register
 def _remove_the_rest() -> None:
-    """Remove what a stop kept from being removed: it strikes at any moment, also as something is."""
+    """Remove what a stop kept from being removed, and what a thread that went on made anew to write a file into it."""
     for folder, owner in list(_held.items()):
         if owner == os.getpid():
             _remove(folder)
