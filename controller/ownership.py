@@ -78,6 +78,7 @@ def owned(job: Object, labelled: Claims, records: Records | None, now: float) ->
     makers = claimants(uid, known) - {uid}
     makers |= {_uid(group) for group in ours["DaskWorkerGroup"]}
     ours["Deployment"] = [d for d in near.get("Deployment", ()) if is_claimed(d, makers)]
+    deployments = set(map(_name, ours["Deployment"]))
     pods = []
     for pod in sorted(near.get("Pod", ()), key=_age):
         role = _label(pod, ROLE_LABEL)
@@ -87,7 +88,7 @@ def owned(job: Object, labelled: Claims, records: Records | None, now: float) ->
                 continue
             if known.setdefault(key_of("Pod", _name(maker)), _uid(pod)) == _uid(pod):
                 pods.append(pod)
-        elif role in _DASK_ROLES and any(_is_made_by(pod, deployment) for deployment in ours["Deployment"]):
+        elif role in _DASK_ROLES and _deployment_of(pod) in deployments:
             pods.append(pod)
     ours["Pod"] = pods
     mine = {_uid(item) for items in ours.values() for item in items}
@@ -156,9 +157,12 @@ def _runs(pod: Object, job: Object) -> bool:
     return wanted.items() <= there.items()
 
 
-def _is_made_by(pod: Object, deployment: Object) -> bool:
-    maker = _controller(pod)
-    return maker.get("kind") == "ReplicaSet" and maker["name"] == f"{_name(deployment)}-{_label(pod, _HASH_LABEL)}"
+def _deployment_of(pod: Object) -> str | None:
+    """Return the name of the Deployment whose ReplicaSet the pod names as its controller."""
+    maker, ending = _controller(pod), f"-{_label(pod, _HASH_LABEL)}"
+    if maker.get("kind") != "ReplicaSet" or not maker["name"].endswith(ending):
+        return None
+    return str(maker["name"].removesuffix(ending))
 
 
 def _controller(found: Object) -> Object:
